@@ -1,0 +1,143 @@
+#include "memory/arena.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <string_view>
+
+namespace hvd_backup {
+namespace {
+
+constexpr std::size_t kLine = 64;
+constexpr std::size_t kPage = 4096;
+constexpr std::size_t kTextBytes = 480;
+
+std::size_t round_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
+
+std::size_t index(int i) { return static_cast<std::size_t>(i); }
+
+}  // namespace
+
+struct Arena::Header {
+  Bell released;
+  std::atomic<std::uint32_t> failure_claimed;
+  std::atomic<std::uint32_t> failure_kind;  // set last: the rest can be read
+  std::int32_t failure_rank;
+  std::array<char, kTextBytes> failure_text;
+};
+
+std::size_t Arena::bytes(const ArenaSpec& spec) { return Arena(spec, nullptr).offsets_.end; }
+
+Arena::Arena(const ArenaSpec& spec, std::byte* memory) : spec_(spec), memory_(memory) {
+  for (std::size_t i = 0; i < spec_.flats.size(); ++i) {
+    const Flat& flat = spec_.flats[i];
+    const std::size_t element = size_of(flat.dtype);
+    const std::size_t per_chunk = spec_.chunk_bytes / element;
+    flat_offsets_.push_back(contribution_bytes_);
+    for (std::size_t first = 0; first < flat.count; first += per_chunk) {
+      chunks_.push_back(
+          {i, contribution_bytes_ + first * element, std::min(per_chunk, flat.count - first)});
+    }
+    contribution_bytes_ += round_up(flat.count * element, kLine);
+  }
+  stride_ = round_up(std::max(contribution_bytes_, kLine), kPage);
+  offsets_ = place();
+}
+
+Arena::Offsets Arena::place() const {
+  const std::size_t world = index(spec_.world);
+  const std::size_t records = index(spec_.records);
+  const std::size_t buffers = index(spec_.buffers);
+  std::size_t end = round_up(sizeof(Header), kLine);
+  const auto take = [&end](std::size_t bytes, std::size_t alignment) {
+    const std::size_t start = round_up(end, alignment);
+    end = start + bytes;
+    return start;
+  };
+  Offsets at{};
+  at.members = take(world * sizeof(Member), kLine);
+  at.rounds = take(records * round_up(sizeof(RoundControl), kLine), kLine);
+  at.ledgers =
+      take(records * SharedState::bytes(spec_.world, RoundLedger::words(spec_.world)), kLine);
+  at.entries = take(records * world * kLine, kLine);
+  at.controls = take(buffers * sizeof(ResultControl), kLine);
+  at.flags = take(buffers * chunks_.size() * sizeof(std::uint64_t), kLine);
+  at.slots = take(world * stride_, kPage);
+  at.results = take(buffers * stride_, kPage);
+  at.end = end;
+  return at;
+}
+
+Arena::Header& Arena::header() const { return *reinterpret_cast<Header*>(memory_); }
+
+std::size_t Arena::record(RoundNumber number) const { return number % index(spec_.records); }
+
+Member& Arena::member(int rank) const {
+  return reinterpret_cast<Member*>(memory_ + offsets_.members)[rank];
+}
+
+RoundControl& Arena::round(RoundNumber number) const {
+  constexpr std::size_t kStride = (sizeof(RoundControl) + kLine - 1) / kLine * kLine;
+  return *reinterpret_cast<RoundControl*>(memory_ + offsets_.rounds + record(number) * kStride);
+}
+
+SharedState Arena::ledger(RoundNumber number) const {
+  const std::size_t words = RoundLedger::words(spec_.world);
+  std::byte* at =
+      memory_ + offsets_.ledgers + record(number) * SharedState::bytes(spec_.world, words);
+  return {at, spec_.world, words};
+}
+
+Entry& Arena::entry(RoundNumber number, int rank) const {
+  static_assert(sizeof(Entry) <= kLine);
+  const std::size_t i = record(number) * index(spec_.world) + index(rank);
+  return *reinterpret_cast<Entry*>(memory_ + offsets_.entries + i * kLine);
+}
+
+std::byte* Arena::slot(int rank) const { return memory_ + offsets_.slots + index(rank) * stride_; }
+
+ResultControl& Arena::result_control(int buffer) const {
+  return reinterpret_cast<ResultControl*>(memory_ + offsets_.controls)[buffer];
+}
+
+std::byte* Arena::result(int buffer) const { return memory_ + result_offset(buffer); }
+
+std::size_t Arena::result_offset(int buffer) const {
+  return offsets_.results + index(buffer) * stride_;
+}
+
+std::atomic<std::uint64_t>& Arena::chunk_done(int buffer, std::size_t chunk) const {
+  auto* flags = reinterpret_cast<std::atomic<std::uint64_t>*>(memory_ + offsets_.flags);
+  return flags[index(buffer) * chunks_.size() + chunk];
+}
+
+Bell& Arena::released_bell() const { return header().released; }
+
+std::uint64_t Arena::released_by_all() const {
+  std::uint64_t least = kUnbounded;
+  for (int rank = 0; rank < spec_.world; ++rank) {
+    least = std::min(least, member(rank).released.load(std::memory_order_acquire));
+  }
+  return least;
+}
+
+void Arena::fail(const Failure& failure) {
+  Header& to = header();
+  std::uint32_t unclaimed = 0;
+  if (!to.failure_claimed.compare_exchange_strong(unclaimed, 1)) return;
+  to.failure_rank = failure.rank;
+  const std::size_t length = std::min(failure.text.size(), kTextBytes - 1);
+  std::memcpy(to.failure_text.data(), failure.text.data(), length);
+  to.failure_text[length] = '\0';
+  to.failure_kind.store(static_cast<std::uint32_t>(failure.kind), std::memory_order_release);
+  to.released.ring();
+  for (int i = 0; i < spec_.records; ++i) round(static_cast<RoundNumber>(i)).bell.ring();
+}
+
+std::optional<Failure> Arena::failure() const {
+  const Header& from = header();
+  const auto kind = static_cast<FailureKind>(from.failure_kind.load(std::memory_order_acquire));
+  if (kind == FailureKind::none) return std::nullopt;
+  return Failure{kind, from.failure_rank, from.failure_text.data()};
+}
+
+}  // namespace hvd_backup

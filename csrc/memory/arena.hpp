@@ -1,0 +1,144 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/dtype.hpp"
+#include "base/types.hpp"
+#include "memory/futex.hpp"
+#include "memory/shared_state.hpp"
+#include "protocol/round_ledger.hpp"
+
+namespace hvd_backup {
+
+/// All tensors of one dtype, laid out one after another.
+struct Flat {
+  DType dtype = DType::float32;
+  std::size_t count = 0;
+};
+
+/// A piece of a contribution that one helper reduces at a time.
+struct Chunk {
+  std::size_t flat = 0;    ///< index of the flat buffer
+  std::size_t offset = 0;  ///< bytes from the start of the slot or result
+  std::size_t count = 0;   ///< elements
+};
+
+/// What an arena has room for.
+struct ArenaSpec {
+  int world = 1;
+  /// Rounds that may be open or unloaded at a time: the window and the round in use.
+  int records = 2;
+  /// Results that may exist at a time: one per record, and one per reduction begun again.
+  int buffers = 2;
+  std::vector<Flat> flats;
+  std::size_t chunk_bytes = 128 * 1024;
+};
+
+/// Why no rank can go on. Written once, by the first rank to fail.
+enum class FailureKind : std::uint32_t { none, timeout, peer };
+
+struct Failure {
+  FailureKind kind = FailureKind::none;
+  int rank = -1;
+  std::string text;
+};
+
+/// A rank's contribution to one round, written before it arrives.
+struct Entry {
+  std::atomic<Nanoseconds> arrived_at;
+  std::atomic<double> weight;
+  /// Where the bytes are in the contributor's own address space; 0: in its slot.
+  std::atomic<std::uint64_t> address;
+};
+
+/// One result of the window, and the work on it.
+struct ResultControl {
+  /// Number of the round it belongs to, plus one; 0 when it never belonged to one.
+  std::atomic<std::uint64_t> owner;
+  alignas(64) std::atomic<std::uint64_t> next_chunk;
+  alignas(64) std::atomic<std::uint64_t> chunks_done;
+};
+
+/// A round's shared part that is not the ledger's.
+struct RoundControl {
+  Bell bell;
+  /// (round + 1) << 16 | attempt << 8 | result buffer: which reduction counts. See attempt.hpp.
+  std::atomic<std::uint64_t> attempt;
+  /// round + 1 when the result can be read.
+  std::atomic<std::uint64_t> published;
+};
+
+/// A rank as the others see it.
+struct Member {
+  /// Rounds whose result this rank no longer reads.
+  alignas(64) std::atomic<std::uint64_t> released;
+  /// Process id, for reading its memory; 0 until it has joined.
+  std::atomic<std::int32_t> pid;
+  /// 1 when it has left in good order.
+  std::atomic<std::uint32_t> left;
+};
+
+/// The shared memory of a node, as structures: control words, contribution slots, results.
+/// Owns nothing; all zero is a valid start.
+class Arena {
+ public:
+  /// Bytes that an arena of this spec needs.
+  static std::size_t bytes(const ArenaSpec& spec);
+
+  Arena(const ArenaSpec& spec, std::byte* memory);
+
+  const ArenaSpec& spec() const { return spec_; }
+  const std::vector<Chunk>& chunks() const { return chunks_; }
+  /// Bytes of one contribution, all flats.
+  std::size_t contribution_bytes() const { return contribution_bytes_; }
+  /// Byte offset of flat `i` within a slot or a result.
+  std::size_t flat_offset(std::size_t i) const { return flat_offsets_[i]; }
+
+  Member& member(int rank) const;
+  RoundControl& round(RoundNumber number) const;
+  SharedState ledger(RoundNumber number) const;
+  Entry& entry(RoundNumber number, int rank) const;
+  std::byte* slot(int rank) const;
+  ResultControl& result_control(int buffer) const;
+  std::byte* result(int buffer) const;
+  /// Bytes from the start of the arena to result(buffer), a multiple of the page size.
+  std::size_t result_offset(int buffer) const;
+  /// Per chunk: round + 1 once the chunk of this buffer is final.
+  std::atomic<std::uint64_t>& chunk_done(int buffer, std::size_t chunk) const;
+
+  /// Rung when a rank releases a round.
+  Bell& released_bell() const;
+  /// Rounds that every rank has released.
+  std::uint64_t released_by_all() const;
+
+  /// Makes every rank's waits end with this error. The first failure stays.
+  void fail(const Failure& failure);
+  /// The failure, if there is one.
+  std::optional<Failure> failure() const;
+
+ private:
+  struct Header;
+  struct Offsets {
+    std::size_t members, rounds, ledgers, entries, controls, flags, slots, results, end;
+  };
+
+  Header& header() const;
+  std::size_t record(RoundNumber number) const;
+  Offsets place() const;
+
+  ArenaSpec spec_;
+  std::byte* memory_;
+  std::vector<std::size_t> flat_offsets_;
+  std::vector<Chunk> chunks_;
+  std::size_t contribution_bytes_ = 0;
+  std::size_t stride_ = 0;  // bytes from one slot or result to the next
+  Offsets offsets_{};
+};
+
+}  // namespace hvd_backup

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <vector>
+
+namespace hvd_backup {
+
+/// Tells which ranks of a node are dead, without signals, process ids or heartbeats.
+///
+/// Every rank locks one byte of a file they share (fcntl, POSIX.1). The kernel drops the lock when
+/// the process ends, however it ends, and child processes do not inherit it. A process must not
+/// close another descriptor of the same file meanwhile: that drops its locks, too.
+class LifeLock {
+ public:
+  /// Takes the lock of `rank`. `fd` must stay open. Throws SystemError if it is taken.
+  LifeLock(int fd, int world, int rank);
+
+  /// Ranks that do not hold their lock. Meaningful once all have taken theirs.
+  std::vector<int> dead() const;
+
+ private:
+  int fd_;
+  int world_;
+  int rank_;
+};
+
+}  // namespace hvd_backup

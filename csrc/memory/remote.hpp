@@ -1,0 +1,15 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hvd_backup {
+
+/// Copies `bytes` from `address` in process `pid` to `to`, without that process's help
+/// (process_vm_readv). Throws SystemError when the kernel refuses or the process is gone.
+void read_remote(int pid, std::uint64_t address, std::byte* to, std::size_t bytes);
+
+/// Whether this process may read the memory of process `pid`: tries 8 bytes at `address`.
+bool can_read_remote(int pid, std::uint64_t address);
+
+}  // namespace hvd_backup

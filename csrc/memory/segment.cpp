@@ -1,0 +1,95 @@
+#include "memory/segment.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "base/checked_cast.hpp"
+#include "base/error.hpp"
+
+namespace hvd_backup {
+namespace {
+
+[[noreturn]] void fail(const std::string& what, int errnum) { throw SystemError(what, errnum); }
+
+std::string in_mib(std::size_t bytes) { return std::to_string((bytes >> 20) + 1) + " MiB"; }
+
+}  // namespace
+
+Segment Segment::create(std::size_t bytes) {
+  const int fd = memfd_create("hvd_backup", MFD_CLOEXEC);
+  if (fd < 0) fail("cannot create shared memory", errno);
+  Segment segment(fd, bytes);  // owns fd from here on
+  // Sparse: a page costs memory once it is touched, and a window is touched only when needed.
+  if (ftruncate(fd, checked_cast<off_t>(bytes)) != 0) {
+    fail("cannot size shared memory to " + in_mib(bytes), errno);
+  }
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (data == MAP_FAILED) {
+    fail("cannot map " + in_mib(bytes) + " of shared memory; lower window= or raise the limit",
+         errno);
+  }
+  segment.data_ = static_cast<std::byte*>(data);
+  return segment;
+}
+
+Segment Segment::open(const std::string& path, std::size_t bytes) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) {
+    fail("cannot open the shared memory of the node's first rank at " + path +
+             " (do the ranks run as one user, in one PID namespace?)",
+         errno);
+  }
+  Segment segment(fd, bytes);
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (data == MAP_FAILED) fail("cannot map " + in_mib(bytes) + " of shared memory", errno);
+  segment.data_ = static_cast<std::byte*>(data);
+  return segment;
+}
+
+Segment::Segment(int fd, std::size_t bytes) : fd_(fd), size_(bytes) {}
+
+Segment::Segment(Segment&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
+
+Segment& Segment::operator=(Segment&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+Segment::~Segment() {
+  if (data_ != nullptr) munmap(data_, size_);
+  if (fd_ >= 0) close(fd_);
+}
+
+std::string Segment::path() const {
+  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(fd_);
+}
+
+PrivateView::PrivateView(const Segment& segment, std::size_t offset, std::size_t bytes)
+    : size_(bytes) {
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE,
+                    segment.fd(), checked_cast<off_t>(offset));
+  if (data == MAP_FAILED) fail("cannot map a private view of " + in_mib(bytes), errno);
+  data_ = static_cast<std::byte*>(data);
+}
+
+PrivateView::PrivateView(PrivateView&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+PrivateView::~PrivateView() {
+  if (data_ != nullptr) munmap(data_, size_);
+}
+
+void PrivateView::reset() {
+  if (madvise(data_, size_, MADV_DONTNEED) != 0) fail("cannot reset a private view", errno);
+}
+
+}  // namespace hvd_backup

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace hvd_backup {
+
+/// Memory shared by the ranks of a node. It has no name that could outlive the ranks: the kernel
+/// frees it when the last of them ends, however it ends.
+class Segment {
+ public:
+  /// Zeroed memory that other processes can open by path().
+  /// Throws SystemError, with the size, when there is not enough of it.
+  static Segment create(std::size_t bytes);
+  /// Maps what another process created.
+  static Segment open(const std::string& path, std::size_t bytes);
+
+  Segment(Segment&& other) noexcept;
+  Segment& operator=(Segment&& other) noexcept;
+  Segment(const Segment&) = delete;
+  Segment& operator=(const Segment&) = delete;
+  ~Segment();
+
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  int fd() const { return fd_; }
+  /// How another process of this user finds it, as long as this one lives.
+  std::string path() const;
+
+ private:
+  Segment(int fd, std::size_t bytes);
+
+  int fd_ = -1;
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// A private, copy-on-write view of part of a segment: reads see what is shared, writes stay with
+/// this process until reset().
+class PrivateView {
+ public:
+  PrivateView(const Segment& segment, std::size_t offset, std::size_t bytes);
+  PrivateView(PrivateView&& other) noexcept;
+  PrivateView& operator=(PrivateView&&) = delete;
+  PrivateView(const PrivateView&) = delete;
+  PrivateView& operator=(const PrivateView&) = delete;
+  ~PrivateView();
+
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  /// Forgets this process's writes.
+  void reset();
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+}  // namespace hvd_backup
