@@ -1,0 +1,59 @@
+#include "device/mean.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "device/mean_kernels.hpp"
+
+namespace hvd_backup {
+namespace {
+
+const MeanKernels& kernels() {
+  static const MeanKernels& chosen = avx2_kernels() != nullptr ? *avx2_kernels() : baseline_kernels;
+  return chosen;
+}
+
+/// Operands the kernels take at a time.
+std::size_t group(std::size_t left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+void sum_block(DType dtype, const Operand* operands, std::size_t operand_count,
+               std::size_t byte_offset, std::size_t count, void* sum) {
+  std::array<const std::byte*, 4> data{};
+  std::array<double, 4> weights{};
+  for (std::size_t first = 0; first < operand_count;) {
+    const std::size_t taken = group(operand_count - first);
+    for (std::size_t k = 0; k < taken; ++k) {
+      data[k] = operands[first + k].data + byte_offset;
+      weights[k] = operands[first + k].weight;
+    }
+    kernels().add(dtype, data.data(), weights.data(), taken, first == 0, count, sum);
+    first += taken;
+  }
+}
+
+}  // namespace
+
+void weighted_mean(DType dtype, const Operand* operands, std::size_t operand_count,
+                   std::size_t count, double total, std::byte* out, bool stream) {
+  alignas(64) std::array<std::byte, kBlock * sizeof(double)> sum;
+  alignas(64) std::array<std::byte, kBlock * sizeof(double)> rounded;
+  const std::size_t element = size_of(dtype);
+  for (std::size_t first = 0; first < count; first += kBlock) {
+    const std::size_t n = std::min(kBlock, count - first);
+    sum_block(dtype, operands, operand_count, first * element, n, sum.data());
+    std::byte* to = out + first * element;
+    if (stream) {
+      kernels().finish(dtype, sum.data(), total, n, rounded.data());
+      kernels().stream_copy(to, rounded.data(), n * element);
+    } else {
+      kernels().finish(dtype, sum.data(), total, n, to);
+    }
+  }
+}
+
+void stream_copy(std::byte* to, const std::byte* from, std::size_t bytes) {
+  kernels().stream_copy(to, from, bytes);
+}
+
+}  // namespace hvd_backup

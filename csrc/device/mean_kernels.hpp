@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/dtype.hpp"
+
+namespace hvd_backup {
+
+/// Elements that are summed before the next ones are looked at: operands of one block and its sum
+/// stay in the first-level cache.
+constexpr std::size_t kBlock = 1024;
+
+/// The inner loops, once per instruction set. All pointers point to at most kBlock elements.
+struct MeanKernels {
+  /// sum[i] = (first ? 0 : sum[i]) + Σ_k weights[k] * operands[k][i], in order; 1, 2 or 4 operands.
+  /// `sum` is float, or double for float64.
+  using Add = void (*)(DType dtype, const std::byte* const* operands, const double* weights,
+                       std::size_t operand_count, bool first, std::size_t count, void* sum);
+  /// out[i] = sum[i] / total, rounded to dtype.
+  using Finish = void (*)(DType dtype, const void* sum, double total, std::size_t count,
+                          std::byte* out);
+  /// Copy past the caches.
+  using StreamCopy = void (*)(std::byte* to, const std::byte* from, std::size_t bytes);
+
+  Add add;
+  Finish finish;
+  StreamCopy stream_copy;
+};
+
+/// For every processor of the architecture.
+extern const MeanKernels baseline_kernels;
+/// For x86 processors with AVX2; nullptr in builds for others.
+const MeanKernels* avx2_kernels();
+
+}  // namespace hvd_backup
