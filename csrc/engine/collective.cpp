@@ -1,0 +1,212 @@
+#include "engine/collective.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "base/error.hpp"
+#include "device/mean.hpp"
+#include "engine/conditions.hpp"
+
+namespace hvd_backup {
+namespace {
+
+// Below this, a copy to the slot and back costs less than the system calls that avoid it.
+constexpr std::size_t kStageUpTo = 64 * 1024;
+
+void check_weight(double weight) {
+  if (!std::isfinite(weight) || weight <= 0) {
+    throw InvalidArgument("the weight of a contribution must be positive and finite, not " +
+                          std::to_string(weight));
+  }
+}
+
+}  // namespace
+
+ArenaSpec Collective::spec(const Policy& policy, int window, std::vector<Flat> flats,
+                           std::size_t chunk_bytes) {
+  validate(policy);
+  if (policy.world > kMaxRanks) {
+    throw InvalidArgument("a node has at most " + std::to_string(kMaxRanks) + " ranks");
+  }
+  if (window < 1 || window > 4096) {
+    throw InvalidArgument("window=" + std::to_string(window) + " is not between 1 and 4096");
+  }
+  ArenaSpec spec;
+  spec.world = policy.world;
+  spec.records = window + 1;
+  // One more for each rank that can be stopped amid the work while the others still have a quorum.
+  spec.buffers = spec.records + std::max(1, policy.world - policy.quorum);
+  spec.flats = std::move(flats);
+  spec.chunk_bytes = chunk_bytes;
+  return spec;
+}
+
+Collective::Collective(const Arena& arena, int rank, Options options, const Clock& clock)
+    : arena_(arena),
+      rank_(rank),
+      options_(std::move(options)),
+      clock_(clock),
+      vigil_(arena_, options_, clock_, rank),
+      reduction_(arena_, options_, clock_, rank) {
+  validate(options_.policy);
+  if (!options_.policy.waits || options_.policy.max_staleness != 0) {
+    throw InvalidArgument("this collective runs in lockstep: max_staleness=0, waits=true");
+  }
+  if (rank < 0 || rank >= arena.spec().world || options_.policy.world != arena.spec().world) {
+    throw InvalidArgument("rank " + std::to_string(rank) + " and the policy do not fit an arena " +
+                          "for " + std::to_string(arena.spec().world) + " ranks");
+  }
+  arena_.member(rank_).pid.store(getpid());
+}
+
+bool Collective::arrive(double weight) {
+  check_weight(weight);
+  start_round();
+  contribute(weight, nullptr);
+  return !lost_;
+}
+
+void Collective::skip() {
+  start_round();
+  phase_ = Phase::arrived;
+}
+
+bool Collective::sealed_without_me() const {
+  if (phase_ == Phase::arrived) return false;
+  std::vector<std::uint64_t> words(RoundLedger::words(options_.policy.world));
+  arena_.ledger(number()).read(words.data());
+  const RoundLedger ledger(options_.policy, words.data());
+  return ledger.number() == number() && ledger.is_sealed() && !ledger.contains(rank_);
+}
+
+RoundReport Collective::wait() { return finish(nullptr); }
+
+void Collective::release() {
+  if (phase_ != Phase::loaded) return;
+  ++number_;
+  phase_ = Phase::computing;
+  buffer_ = -1;
+  arena_.member(rank_).released.store(number_, std::memory_order_release);
+  arena_.released_bell().ring();
+}
+
+RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double weight) {
+  check_weight(weight);
+  if (arena_.spec().flats.size() != 1) {
+    throw InvalidArgument("allreduce() takes one flat buffer, this collective has " +
+                          std::to_string(arena_.spec().flats.size()));
+  }
+  start_round();
+  const Flat& flat = arena_.spec().flats.front();
+  const std::size_t bytes = flat.count * size_of(flat.dtype);
+  const bool stage = !options_.remote_reads || bytes <= kStageUpTo;
+  if (stage) std::memcpy(slot(), in, bytes);
+  contribute(weight, stage ? nullptr : in);
+  // What others may still read is not written before the round is done.
+  const bool in_use = !stage && in == out;
+  RoundReport report = finish(in_use ? nullptr : out);
+  if (in_use) std::memcpy(out, result(), bytes);
+  release();
+  return report;
+}
+
+void Collective::leave() {
+  Member& me = arena_.member(rank_);
+  me.left.store(1);
+  me.released.store(kUnbounded, std::memory_order_release);
+  arena_.released_bell().ring();
+  for (int i = 0; i < arena_.spec().records; ++i) {
+    arena_.round(static_cast<RoundNumber>(i)).bell.ring();
+  }
+}
+
+void Collective::fail(const std::string& text) {
+  arena_.fail({FailureKind::peer, rank_, text});
+}
+
+void Collective::start_round() {
+  if (phase_ == Phase::arrived) {
+    throw InvalidArgument("round " + std::to_string(number_) + ": wait() must follow arrive()");
+  }
+  release();
+  const Nanoseconds start = clock_.now();
+  vigil_.check(number_, start);
+  RoomCondition room(arena_, number_);
+  vigil_.wait(number_, arena_.released_bell(), room);
+  blocked_ = clock_.now() - start;
+}
+
+void Collective::contribute(double weight, const std::byte* in) {
+  if (carried_weight_ > 0) fold_carried(weight);
+  Entry& entry = arena_.entry(number_, rank_);
+  const Nanoseconds now = clock_.now();
+  entry.arrived_at.store(now, std::memory_order_relaxed);
+  entry.weight.store(weight, std::memory_order_relaxed);
+  entry.address.store(reinterpret_cast<std::uintptr_t>(in), std::memory_order_relaxed);
+  lost_ = enter(weight, now) == Arrival::late;
+  if (lost_ && options_.late == Late::carry) keep(weight);
+  phase_ = Phase::arrived;
+}
+
+Arrival Collective::enter(double weight, Nanoseconds now) {
+  bool ring = false;
+  const Arrival outcome = arena_.ledger(number_).update(
+      rank_, [&](std::uint64_t* words, bool& modified) {
+        RoundLedger ledger(options_.policy, words);
+        if (ledger.number() != number_) ledger.open(number_);
+        const bool was_sealed = ledger.is_sealed();
+        const Arrival arrival = ledger.arrive(rank_, number_, weight, now);
+        modified = arrival != Arrival::late || was_sealed != ledger.is_sealed();
+        ring = modified && ledger.has_quorum();
+        return arrival;
+      });
+  if (ring) arena_.round(number_).bell.ring();
+  return outcome;
+}
+
+void Collective::expire_grace() {
+  const Nanoseconds now = clock_.now();
+  const bool sealed = arena_.ledger(number_).update(
+      rank_, [&](std::uint64_t* words, bool& modified) {
+        return modified = RoundLedger(options_.policy, words).expire(now);
+      });
+  if (sealed) arena_.round(number_).bell.ring();
+}
+
+RoundReport Collective::finish(std::byte* out) {
+  if (phase_ != Phase::arrived) {
+    throw InvalidArgument("round " + std::to_string(number_) + ": wait() before arrive()");
+  }
+  const Nanoseconds start = clock_.now();
+  ResultCondition result(*this, out);
+  vigil_.wait(number_, arena_.round(number_).bell, result);
+  phase_ = Phase::loaded;
+  return result.report(blocked_ + clock_.now() - start);
+}
+
+void Collective::fold_carried(double& weight) {
+  const double total = weight + carried_weight_;
+  for (std::size_t i = 0; i < arena_.spec().flats.size(); ++i) {
+    const Flat& flat = arena_.spec().flats[i];
+    std::byte* mine = slot() + arena_.flat_offset(i);
+    const std::array<Operand, 2> both{Operand{carried_.data() + arena_.flat_offset(i),
+                                              carried_weight_},
+                                      Operand{mine, weight}};
+    weighted_mean(flat.dtype, both.data(), both.size(), flat.count, total, mine, false);
+  }
+  weight = total;
+  carried_weight_ = 0;
+}
+
+void Collective::keep(double weight) {
+  carried_.assign(slot(), slot() + arena_.contribution_bytes());
+  carried_weight_ = weight;
+}
+
+}  // namespace hvd_backup

@@ -1,0 +1,104 @@
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "engine/options.hpp"
+#include "engine/reduction.hpp"
+#include "engine/vigil.hpp"
+#include "memory/arena.hpp"
+
+namespace hvd_backup {
+
+/// What a rank knows of a round it has been through. Times are points on the engine's clock.
+struct RoundReport {
+  RoundNumber number = 0;
+  std::vector<int> contributors;         ///< ascending
+  std::vector<Nanoseconds> arrived_at;   ///< of each contributor
+  bool contributed = false;              ///< this rank is one of them
+  double weight = 0;                     ///< sum of their weights
+  Nanoseconds first_at = 0;              ///< the first arrival
+  Nanoseconds sealed_at = 0;
+  Nanoseconds waited = 0;                ///< how long this rank was blocked
+};
+
+/// The partial all-reduce of one node: one rank's end of it.
+///
+/// A round goes: `arrive` (or `skip`), `wait`, read `result()`, `release`. Every rank goes through
+/// every round, and gets the same bits, whether its contribution was in time or not. From the
+/// arrival that completes the quorum on, the contributors finish alone.
+///
+/// Not thread-safe: one thread per rank. No thread of its own, no global state.
+class Collective {
+ public:
+  /// Most ranks of one node (an index of SharedState has 16 bits).
+  static constexpr int kMaxRanks = 4096;
+
+  /// What an arena must have room for: a window of `window` results and what repairs need.
+  static ArenaSpec spec(const Policy& policy, int window, std::vector<Flat> flats,
+                        std::size_t chunk_bytes);
+
+  Collective(const Arena& arena, int rank, Options options,
+             const Clock& clock = monotonic_clock());
+  Collective(const Collective&) = delete;
+  Collective& operator=(const Collective&) = delete;
+
+  /// The round that the next arrive() or skip() is for, or that is being waited for.
+  RoundNumber number() const { return phase_ == Phase::loaded ? number_ + 1 : number_; }
+  /// This rank's contribution: its own to write from release() to arrive().
+  std::byte* slot() const { return arena_.slot(rank_); }
+
+  /// The slot is complete: contributes it. Blocks only while the window is full. True if the
+  /// contribution is in the round (with grace: unless the round was sealed before).
+  bool arrive(double weight = 1);
+  /// Goes through the round without a contribution.
+  void skip();
+  /// Whether the next round is sealed already, without this rank.
+  bool sealed_without_me() const;
+  /// Helps, and blocks until the result can be read.
+  RoundReport wait();
+  /// The buffer with the result, from wait() to release().
+  int result_buffer() const { return buffer_; }
+  const std::byte* result() const { return arena_.result(buffer_); }
+  /// This rank no longer reads the result. arrive() and skip() imply it.
+  void release();
+
+  /// One whole round of a single flat, from private memory to private memory; `in` and `out` may
+  /// be the same, but must not overlap otherwise.
+  RoundReport allreduce(const std::byte* in, std::byte* out, double weight = 1);
+
+  /// Leaves in good order: nobody waits for this rank any more.
+  void leave();
+  /// Makes every rank's waits end with PeerFailed and this text.
+  void fail(const std::string& text);
+
+ private:
+  enum class Phase { computing, arrived, loaded };
+  class RoomCondition;
+  class ResultCondition;
+
+  void start_round();
+  void contribute(double weight, const std::byte* in);
+  Arrival enter(double weight, Nanoseconds now);
+  void expire_grace();
+  RoundReport finish(std::byte* out);
+  void fold_carried(double& weight);
+  void keep(double weight);
+
+  Arena arena_;
+  int rank_;
+  Options options_;
+  const Clock& clock_;
+  Vigil vigil_;
+  Reduction reduction_;
+  Phase phase_ = Phase::computing;
+  RoundNumber number_ = 0;
+  Nanoseconds blocked_ = 0;  // in this round, before it arrived
+  bool lost_ = false;        // this round's contribution came late
+  int buffer_ = -1;
+  std::vector<std::byte> carried_;
+  double carried_weight_ = 0;
+};
+
+}  // namespace hvd_backup

@@ -1,0 +1,138 @@
+#include "engine/conditions.hpp"
+
+#include <cstring>
+
+#include "device/mean.hpp"
+
+namespace hvd_backup {
+namespace {
+
+using Copy = void (*)(std::byte* to, const std::byte* from, std::size_t bytes);
+
+void cached_copy(std::byte* to, const std::byte* from, std::size_t bytes) {
+  std::memcpy(to, from, bytes);
+}
+
+}  // namespace
+
+bool Collective::RoomCondition::ready() const {
+  return number_ < arena_.released_by_all() + static_cast<RoundNumber>(arena_.spec().records);
+}
+
+std::string Collective::RoomCondition::missing(const std::string& after) const {
+  const std::uint64_t least = arena_.released_by_all();
+  std::vector<int> slowest;
+  for (int rank = 0; rank < arena_.spec().world; ++rank) {
+    if (arena_.member(rank).released.load() == least) slowest.push_back(rank);
+  }
+  return "the window of " + std::to_string(arena_.spec().records - 1) + " results is full " + after +
+         "; " + ranks_have(slowest) + " yet to load round " + std::to_string(least) +
+         "; use attempt(), or raise window= or timeout=";
+}
+
+Collective::ResultCondition::ResultCondition(Collective& owner, std::byte* out)
+    : owner_(owner),
+      out_(out),
+      words_(RoundLedger::words(owner.arena_.spec().world)),
+      ledger_(owner.options_.policy, words_.data()) {}
+
+bool Collective::ResultCondition::ready() {
+  if (!sealed_ && !seal_seen()) return false;
+  Reduction& reduction = owner_.reduction_;
+  if (helping_) reduction.help();
+  owner_.buffer_ = reduction.published(owner_.number_);
+  const bool readable = owner_.buffer_ >= 0;
+  if (out_ != nullptr && readable) copy_out(owner_.buffer_, true);
+  if (out_ != nullptr && !readable && helping_) copy_out(reduction.current(), false);
+  return readable;
+}
+
+bool Collective::ResultCondition::seal_seen() {
+  Collective& me = owner_;
+  me.arena_.ledger(me.number_).read(words_.data());
+  if (ledger_.number() != me.number_) return false;
+  if (!ledger_.is_sealed() && ledger_.has_quorum() && me.clock_.now() >= ledger_.grace_ends_at()) {
+    me.expire_grace();
+    return seal_seen();
+  }
+  sealed_ = ledger_.is_sealed();
+  if (sealed_ && ledger_.contains(me.rank_)) {
+    helping_ = true;
+    me.reduction_.begin(me.number_, ledger_.contributors());
+  }
+  return sealed_;
+}
+
+void Collective::ResultCondition::copy_out(int buffer, bool all) {
+  if (buffer < 0) return;
+  const Arena& arena = owner_.arena_;
+  const std::byte* from = arena.result(buffer);
+  const bool aligned = reinterpret_cast<std::uintptr_t>(out_) % 32 == 0;
+  const bool stream = arena.contribution_bytes() >= kStreamFrom && aligned;
+  const Copy copy = stream ? stream_copy : cached_copy;
+  for (; copied_ < arena.chunks().size(); ++copied_) {
+    if (!all && !owner_.reduction_.chunk_is_final(buffer, copied_)) return;
+    const Chunk& chunk = arena.chunks()[copied_];
+    const std::size_t bytes = chunk.count * size_of(arena.spec().flats[chunk.flat].dtype);
+    copy(out_ + chunk.offset, from + chunk.offset, bytes);
+  }
+}
+
+std::vector<int> Collective::ResultCondition::absent() const {
+  std::vector<int> ranks;
+  for (int rank = 0; rank < owner_.arena_.spec().world; ++rank) {
+    if (ledger_.number() != owner_.number_ || !ledger_.contains(rank)) ranks.push_back(rank);
+  }
+  return ranks;
+}
+
+std::string Collective::ResultCondition::missing(const std::string& after) const {
+  if (sealed_) {
+    return "sealed, but no result " + after + "; contributors " + join(ledger_.contributors()) +
+           " do not finish it; raise timeout=";
+  }
+  const Policy& policy = owner_.options_.policy;
+  const std::vector<int> ranks = absent();
+  const int present = policy.world - static_cast<int>(ranks.size());
+  return std::to_string(present) + " of " + std::to_string(policy.quorum) +
+         " contributions " + after + "; missing " + (ranks.size() == 1 ? "rank " : "ranks ") + join(ranks) +
+         "; raise timeout= or backup_workers=";
+}
+
+std::string Collective::ResultCondition::hopeless() const {
+  if (sealed_) return {};
+  std::vector<int> gone;
+  const std::vector<int> ranks = absent();
+  for (int rank : ranks) {
+    if (owner_.arena_.member(rank).left.load() != 0) gone.push_back(rank);
+  }
+  const Policy& policy = owner_.options_.policy;
+  if (policy.world - static_cast<int>(gone.size()) >= policy.quorum) return {};
+  return ranks_have(gone) + " left, so " + std::to_string(policy.quorum) +
+         " contributions cannot come together; every rank must make the same number of steps";
+}
+
+Nanoseconds Collective::ResultCondition::wake_at() const {
+  return !sealed_ && ledger_.number() == owner_.number_ && ledger_.has_quorum()
+             ? ledger_.grace_ends_at()
+             : 0;
+}
+
+RoundReport Collective::ResultCondition::report(Nanoseconds waited) const {
+  const RoundNumber number = owner_.number_;
+  RoundReport report;
+  report.number = number;
+  report.contributors = ledger_.contributors();
+  report.contributed = ledger_.contains(owner_.rank_);
+  report.first_at = ledger_.first_at();
+  report.sealed_at = ledger_.sealed_at();
+  report.waited = waited;
+  for (int rank : report.contributors) {
+    const Entry& entry = owner_.arena_.entry(number, rank);
+    report.arrived_at.push_back(entry.arrived_at.load(std::memory_order_relaxed));
+    report.weight += entry.weight.load(std::memory_order_relaxed);
+  }
+  return report;
+}
+
+}  // namespace hvd_backup

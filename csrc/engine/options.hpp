@@ -1,0 +1,40 @@
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "base/types.hpp"
+#include "protocol/policy.hpp"
+
+namespace hvd_backup {
+
+/// What a rank does with a gradient that came too late.
+enum class Late {
+  drop,   ///< forgets it (Chen et al. 2016)
+  carry,  ///< adds it, weight counted, to its next contribution (as eager-SGD, Li et al. 2020)
+};
+
+/// How long to look before sleeping. Looking pays when every rank has a core of its own.
+struct Patience {
+  int spins = 20;   ///< looks one after another
+  int yields = 50;  ///< then looks with sched_yield between them
+};
+
+/// How a rank takes part in a collective.
+struct Options {
+  Policy policy;
+  Late late = Late::drop;
+  /// After this long in one wait: RoundTimeout.
+  Nanoseconds timeout = 600 * kSecond;
+  Patience patience;
+  /// Whether ranks may read each other's private memory (process_vm_readv).
+  bool remote_reads = false;
+  /// A helper that makes no progress for this long is taken for stopped; its work is done again.
+  Nanoseconds stall = 100 * kMillisecond;
+  /// Called now and then while waiting; what it throws ends the wait (Ctrl-C).
+  std::function<void()> interrupts;
+  /// Ranks whose process is gone; called now and then.
+  std::function<std::vector<int>()> dead_ranks;
+};
+
+}  // namespace hvd_backup

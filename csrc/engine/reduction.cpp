@@ -1,0 +1,203 @@
+#include "engine/reduction.hpp"
+
+#include <algorithm>
+
+#include "base/error.hpp"
+#include "memory/remote.hpp"
+
+namespace hvd_backup {
+namespace {
+
+// Copies of all contributors' pieces should stay in the second-level cache together.
+constexpr std::size_t kScratchBytes = 256 * 1024;
+constexpr std::size_t kLeastPiece = 16 * 1024;
+
+// The words of RoundControl: (round + 1) << 24 | attempt << 16 | buffer.
+constexpr unsigned kRoundShift = 24;
+constexpr unsigned kAttemptShift = 16;
+constexpr std::uint64_t kAttemptMask = 0xFF;
+constexpr std::uint64_t kBufferMask = 0xFFFF;
+
+}  // namespace
+
+Reduction::Reduction(const Arena& arena, const Options& options, const Clock& clock, int rank)
+    : arena_(arena),
+      options_(options),
+      clock_(clock),
+      rank_(rank),
+      stream_(arena.contribution_bytes() >= kStreamFrom) {}
+
+void Reduction::begin(RoundNumber number, const std::vector<int>& contributors) {
+  number_ = number;
+  total_weight_ = 0;
+  any_remote_ = false;
+  progress_ = 0;
+  progress_at_ = clock_.now();
+  contributors_.clear();
+  operands_.clear();
+  for (int rank : contributors) {
+    const Entry& entry = arena_.entry(number, rank);
+    Contributor contributor;
+    contributor.operand = {arena_.slot(rank), entry.weight.load(std::memory_order_relaxed)};
+    if (const std::uint64_t address = entry.address.load(std::memory_order_relaxed)) {
+      contributor.address = address;
+      contributor.pid = arena_.member(rank).pid.load(std::memory_order_relaxed);
+      any_remote_ = true;
+      if (rank == rank_) {
+        contributor.pid = 0;
+        // NOLINTNEXTLINE(performance-no-int-to-ptr): our own pointer, as we published it
+        contributor.operand.data = reinterpret_cast<const std::byte*>(address);
+      }
+    }
+    total_weight_ += contributor.operand.weight;
+    contributors_.push_back(contributor);
+    operands_.push_back(contributor.operand);
+  }
+}
+
+bool Reduction::help() {
+  if (published(number_) >= 0) return true;
+  Attempt now = attempt();
+  if (now.buffer < 0) now = start_attempt(0);
+  if (now.buffer < 0) return false;
+  try {
+    take_chunks(now.buffer);
+  } catch (const SystemError&) {
+    // A contributor whose round was finished without this rank may be gone by now.
+    if (published(number_) < 0) throw;
+  }
+  if (finished(now.buffer)) publish(now.buffer);
+  if (published(number_) >= 0) return true;
+  if (is_stalled(now.buffer)) start_attempt(now.count + 1);
+  return false;
+}
+
+int Reduction::published(RoundNumber number) const {
+  const std::uint64_t word = arena_.round(number).published.load(std::memory_order_acquire);
+  return word >> kRoundShift == number + 1 ? static_cast<int>(word & kBufferMask) : -1;
+}
+
+int Reduction::current() const { return attempt().buffer; }
+
+bool Reduction::chunk_is_final(int buffer, std::size_t chunk) const {
+  return arena_.chunk_done(buffer, chunk).load(std::memory_order_acquire) == stamp();
+}
+
+Reduction::Attempt Reduction::attempt() const {
+  const std::uint64_t word = arena_.round(number_).attempt.load(std::memory_order_acquire);
+  if (word >> kRoundShift != stamp()) return {};
+  return {static_cast<unsigned>(word >> kAttemptShift & kAttemptMask),
+          static_cast<int>(word & kBufferMask)};
+}
+
+Reduction::Attempt Reduction::start_attempt(unsigned count) {
+  if (count > kAttemptMask) return attempt();
+  std::atomic<std::uint64_t>& word = arena_.round(number_).attempt;
+  std::uint64_t seen = word.load(std::memory_order_acquire);
+  const bool begun = seen >> kRoundShift == stamp();
+  if (begun && (seen >> kAttemptShift & kAttemptMask) >= count) return attempt();
+  const int buffer = claim_buffer();
+  if (buffer < 0) return attempt();
+  const std::uint64_t mine = stamp() << kRoundShift |
+                             static_cast<std::uint64_t>(count) << kAttemptShift |
+                             static_cast<std::uint64_t>(buffer);
+  if (!word.compare_exchange_strong(seen, mine, std::memory_order_acq_rel)) {
+    arena_.result_control(buffer).owner.store(0, std::memory_order_release);
+  }
+  progress_ = 0;
+  progress_at_ = clock_.now();
+  return attempt();
+}
+
+// The lowest free buffer, so that a window costs memory, and cold caches, only while it is used.
+int Reduction::claim_buffer() {
+  const std::uint64_t released = arena_.released_by_all();
+  for (int i = 0; i < arena_.spec().buffers; ++i) {
+    ResultControl& control = arena_.result_control(i);
+    std::uint64_t owner = control.owner.load(std::memory_order_acquire);
+    if (owner > released) continue;
+    if (!control.owner.compare_exchange_strong(owner, stamp(), std::memory_order_acq_rel)) continue;
+    control.next_chunk.store(0, std::memory_order_relaxed);
+    control.chunks_done.store(0, std::memory_order_relaxed);
+    return i;
+  }
+  return -1;
+}
+
+void Reduction::take_chunks(int buffer) {
+  ResultControl& control = arena_.result_control(buffer);
+  const std::vector<Chunk>& chunks = arena_.chunks();
+  while (control.next_chunk.load(std::memory_order_relaxed) < chunks.size()) {
+    const std::uint64_t i = control.next_chunk.fetch_add(1, std::memory_order_relaxed);
+    if (i >= chunks.size()) return;
+    reduce(chunks[i], arena_.result(buffer));
+    arena_.chunk_done(buffer, i).store(stamp(), std::memory_order_release);
+    control.chunks_done.fetch_add(1, std::memory_order_acq_rel);
+  }
+}
+
+void Reduction::reduce(const Chunk& chunk, std::byte* result) {
+  if (any_remote_) {
+    reduce_remote(chunk, result);
+  } else {
+    reduce_in_place(chunk, result);
+  }
+}
+
+void Reduction::reduce_in_place(const Chunk& chunk, std::byte* result) {
+  for (std::size_t k = 0; k < contributors_.size(); ++k) {
+    operands_[k].data = contributors_[k].operand.data + chunk.offset;
+  }
+  weighted_mean(arena_.spec().flats[chunk.flat].dtype, operands_.data(), operands_.size(),
+                chunk.count, total_weight_, result + chunk.offset, stream_);
+}
+
+void Reduction::reduce_remote(const Chunk& chunk, std::byte* result) {
+  const DType dtype = arena_.spec().flats[chunk.flat].dtype;
+  const std::size_t end = chunk.offset + chunk.count * size_of(dtype);
+  const std::size_t piece = std::max(kScratchBytes / contributors_.size(), kLeastPiece) / 64 * 64;
+  scratch_.resize(piece * contributors_.size());
+  for (std::size_t at = chunk.offset; at < end; at += piece) {
+    const std::size_t bytes = std::min(piece, end - at);
+    for (std::size_t k = 0; k < contributors_.size(); ++k) {
+      const Contributor& from = contributors_[k];
+      operands_[k].data = from.operand.data + at;
+      if (from.pid == 0) continue;
+      std::byte* copy = scratch_.data() + k * piece;
+      read_remote(from.pid, from.address + at, copy, bytes);
+      operands_[k].data = copy;
+    }
+    weighted_mean(dtype, operands_.data(), operands_.size(), bytes / size_of(dtype), total_weight_,
+                  result + at, stream_);
+  }
+}
+
+bool Reduction::finished(int buffer) const {
+  const std::uint64_t done =
+      arena_.result_control(buffer).chunks_done.load(std::memory_order_acquire);
+  return done == arena_.chunks().size();
+}
+
+void Reduction::publish(int buffer) {
+  RoundControl& round = arena_.round(number_);
+  std::uint64_t seen = round.published.load(std::memory_order_acquire);
+  // Whichever attempt is complete first counts; they hold the same bits.
+  if (seen >> kRoundShift == stamp()) return;
+  const std::uint64_t mine = stamp() << kRoundShift | static_cast<std::uint64_t>(buffer);
+  if (round.published.compare_exchange_strong(seen, mine, std::memory_order_acq_rel)) {
+    round.bell.ring();
+  }
+}
+
+bool Reduction::is_stalled(int buffer) {
+  const std::uint64_t done =
+      arena_.result_control(buffer).chunks_done.load(std::memory_order_relaxed);
+  const Nanoseconds now = clock_.now();
+  if (done != progress_) {
+    progress_ = done;
+    progress_at_ = now;
+  }
+  return now - progress_at_ > options_.stall;
+}
+
+}  // namespace hvd_backup

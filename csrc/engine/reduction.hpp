@@ -1,0 +1,83 @@
+#pragma once
+
+#include <vector>
+
+#include "base/clock.hpp"
+#include "device/mean.hpp"
+#include "engine/options.hpp"
+#include "memory/arena.hpp"
+
+namespace hvd_backup {
+
+/// Results from this size on go past the caches, which they would only empty (measured:
+/// docs/architecture.md).
+constexpr std::size_t kStreamFrom = std::size_t{32} << 20;
+
+/// The work on one sealed round: its contributors take chunks from a shared counter and write
+/// their mean to a result buffer; whoever finishes the last chunk publishes the buffer.
+///
+/// A chunk is a pure function of the contributions, so work can be done twice. When a helper stops
+/// in the middle of a chunk, the others begin the round again in another buffer. What the stopped
+/// one writes when it comes back goes to a buffer that nobody reads, and that is not used for
+/// another round before it, too, has released this one.
+class Reduction {
+ public:
+  Reduction(const Arena& arena, const Options& options, const Clock& clock, int rank);
+
+  /// Starts with round `number`, whose sealed contributors are these.
+  void begin(RoundNumber number, const std::vector<int>& contributors);
+
+  /// Does what work there is. True once the result can be read.
+  bool help();
+
+  /// The buffer with the result of round `number`, or -1.
+  int published(RoundNumber number) const;
+
+  /// The buffer that is being worked on, or -1.
+  int current() const;
+
+  bool chunk_is_final(int buffer, std::size_t chunk) const;
+
+  /// Sum of the contributors' weights, in ascending order of rank.
+  double total_weight() const { return total_weight_; }
+
+ private:
+  struct Attempt {
+    unsigned count = 0;
+    int buffer = -1;
+  };
+  struct Contributor {
+    Operand operand;               // where it is, or will be copied to
+    int pid = 0;                   // 0: readable in place
+    std::uint64_t address = 0;     // in process pid
+  };
+
+  Attempt attempt() const;
+  Attempt start_attempt(unsigned count);
+  int claim_buffer();
+  void take_chunks(int buffer);
+  void reduce(const Chunk& chunk, std::byte* result);
+  void reduce_in_place(const Chunk& chunk, std::byte* result);
+  void reduce_remote(const Chunk& chunk, std::byte* result);
+  bool finished(int buffer) const;
+  void publish(int buffer);
+  bool is_stalled(int buffer);
+
+  std::uint64_t stamp() const { return number_ + 1; }
+
+  const Arena& arena_;
+  const Options& options_;
+  const Clock& clock_;
+  int rank_;
+  bool stream_;
+  RoundNumber number_ = 0;
+  double total_weight_ = 0;
+  bool any_remote_ = false;
+  std::vector<Contributor> contributors_;
+  std::vector<Operand> operands_;
+  std::vector<std::byte> scratch_;
+  std::uint64_t progress_ = 0;
+  Nanoseconds progress_at_ = 0;
+};
+
+}  // namespace hvd_backup

@@ -1,0 +1,90 @@
+#pragma once
+
+#include <sched.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "engine/options.hpp"
+#include "memory/arena.hpp"
+
+namespace hvd_backup {
+
+/// "2, 7" of {2, 7}.
+std::string join(const std::vector<int>& ranks);
+
+/// "ranks 2, 7 have", "rank 2 has".
+std::string ranks_have(const std::vector<int>& ranks);
+
+/// Tells a processor that this is a loop of looks.
+inline void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+/// Waiting that always ends: with the condition, a failed peer, Ctrl-C or the time-out.
+class Vigil {
+ public:
+  Vigil(const Arena& arena, const Options& options, const Clock& clock, int rank)
+      : arena_(arena), options_(options), clock_(clock), rank_(rank) {}
+
+  /// Waits until `condition.ready()`, asleep on `bell` most of the time.
+  ///
+  /// A condition has four members: `ready()` may do work that is due and is asked again after
+  /// every ring and every nap; `missing()` is the text of a time-out; `hopeless()` tells why the
+  /// wait cannot end any more, or nothing; `wake_at()` is a time to look again, or 0.
+  template <class Condition>
+  void wait(RoundNumber round, Bell& bell, Condition& condition) {
+    if (look(condition)) return;
+    const Nanoseconds start = clock_.now();
+    for (;;) {
+      const std::uint32_t ticket = bell.ticket();
+      if (condition.ready()) return;
+      const Nanoseconds now = clock_.now();
+      check(round, now);
+      if (const std::string why = condition.hopeless(); !why.empty()) {
+        fail(round, FailureKind::peer, why);
+      }
+      if (now - start >= options_.timeout) {
+        fail(round, FailureKind::timeout, condition.missing(after(now - start)));
+      }
+      bell.sleep(ticket, nap(now, start + options_.timeout, condition.wake_at()));
+    }
+  }
+
+  /// Throws if another rank has failed or died, or the user interrupts. Cheap when called often.
+  void check(RoundNumber round, Nanoseconds now);
+
+  /// Ends every rank's waits with this text, and throws it here.
+  [[noreturn]] void fail(RoundNumber round, FailureKind kind, const std::string& text);
+
+ private:
+  template <class Condition>
+  bool look(Condition& condition) {
+    for (int i = 0; i < options_.patience.spins; ++i) {
+      if (condition.ready()) return true;
+      pause_briefly();
+    }
+    for (int i = 0; i < options_.patience.yields; ++i) {
+      sched_yield();
+      if (condition.ready()) return true;
+    }
+    return false;
+  }
+
+  static Nanoseconds nap(Nanoseconds now, Nanoseconds deadline, Nanoseconds wake_at);
+  static std::string after(Nanoseconds waited);
+  std::string prefix(RoundNumber round) const;
+  void rethrow(const Failure& failure) const;
+
+  const Arena& arena_;
+  const Options& options_;
+  const Clock& clock_;
+  int rank_;
+  Nanoseconds checked_at_ = 0;
+};
+
+}  // namespace hvd_backup
