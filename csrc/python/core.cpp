@@ -1,0 +1,249 @@
+// hvd_backup._core: the engine, as Python sees it. No logic here: checks of types, the GIL, views.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.hpp"
+#include "device/cuda.hpp"
+#include "engine/collective.hpp"
+#include "memory/life_lock.hpp"
+#include "memory/remote.hpp"
+#include "memory/segment.hpp"
+
+namespace py = pybind11;
+
+namespace hvd_backup {
+namespace {
+
+using Bytes = py::array_t<std::uint8_t>;
+
+Nanoseconds nanoseconds(double seconds) {
+  constexpr double kForEver = 1e9;
+  return static_cast<Nanoseconds>(std::min(seconds, kForEver) * static_cast<double>(kSecond));
+}
+
+double seconds(Nanoseconds duration) {
+  return static_cast<double>(duration) / static_cast<double>(kSecond);
+}
+
+ArenaSpec make_spec(int world, int backups, int window,
+                    const std::vector<std::pair<std::string, std::size_t>>& flats,
+                    std::size_t chunk_bytes) {
+  std::vector<Flat> typed;
+  typed.reserve(flats.size());
+  for (const auto& [dtype, count] : flats) typed.push_back({dtype_from_name(dtype), count});
+  return Collective::spec(backup_workers(world, backups), window, std::move(typed), chunk_bytes);
+}
+
+/// A collective, the segment it lives in, and this process's views of its results.
+class CollectiveHandle {
+ public:
+  CollectiveHandle(std::shared_ptr<Segment> segment, const ArenaSpec& spec, int rank,
+                   Options options)
+      : segment_(std::move(segment)),
+        arena_(spec, segment_->data()),
+        collective_(arena_, rank, std::move(options)),
+        views_(static_cast<std::size_t>(spec.buffers)) {}
+
+  Collective& collective() { return collective_; }
+
+  std::vector<Bytes> slots(const py::object& self) const {
+    return flats_at(collective_.slot(), self);
+  }
+
+  /// Views of a result: what is shared, and, once written to, this process's own copy.
+  std::vector<Bytes> results(int buffer, const py::object& self) {
+    auto& view = views_.at(static_cast<std::size_t>(buffer));
+    if (!view) view.emplace(*segment_, arena_.result_offset(buffer), arena_.contribution_bytes());
+    return flats_at(view->data(), self);
+  }
+
+  /// Forgets what this process wrote to the views of a result.
+  void reset_results(int buffer) {
+    if (auto& view = views_.at(static_cast<std::size_t>(buffer))) view->reset();
+  }
+
+  RoundReport allreduce(const py::buffer& in, const py::buffer& out, double weight) {
+    const py::buffer_info from = in.request();
+    const py::buffer_info to = out.request(true);
+    const Flat& flat = arena_.spec().flats.front();
+    const auto bytes = static_cast<py::ssize_t>(flat.count * size_of(flat.dtype));
+    if (from.size * from.itemsize != bytes || to.size * to.itemsize != bytes) {
+      throw InvalidArgument("allreduce() needs two buffers of " + std::to_string(bytes) +
+                            " bytes, not " + std::to_string(from.size * from.itemsize) + " and " +
+                            std::to_string(to.size * to.itemsize));
+    }
+    const py::gil_scoped_release nogil;
+    return collective_.allreduce(static_cast<const std::byte*>(from.ptr),
+                                 static_cast<std::byte*>(to.ptr), weight);
+  }
+
+ private:
+  std::vector<Bytes> flats_at(std::byte* base, const py::object& self) const {
+    std::vector<Bytes> flats;
+    for (std::size_t i = 0; i < arena_.spec().flats.size(); ++i) {
+      const Flat& flat = arena_.spec().flats[i];
+      auto* data = reinterpret_cast<std::uint8_t*>(base + arena_.flat_offset(i));
+      flats.emplace_back(static_cast<py::ssize_t>(flat.count * size_of(flat.dtype)), data, self);
+    }
+    return flats;
+  }
+
+  std::shared_ptr<Segment> segment_;
+  Arena arena_;
+  Collective collective_;
+  std::vector<std::optional<PrivateView>> views_;
+};
+
+/// The patrol of a waiting rank: Ctrl-C first, then what Python wants to look at.
+std::function<std::vector<int>()> patrol_of(py::object patrol) {
+  // Shared, and dropped under the GIL: the engine copies its options without holding it.
+  const std::shared_ptr<py::object> held(new py::object(std::move(patrol)), [](py::object* object) {
+    const py::gil_scoped_acquire gil;
+    delete object;
+  });
+  return [held] {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    return held->is_none() ? std::vector<int>{} : (*held)().cast<std::vector<int>>();
+  };
+}
+
+std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segment,
+                                                  const ArenaSpec& spec, int rank, int backups,
+                                                  bool carry, double grace, double timeout,
+                                                  std::pair<int, int> patience, bool remote_reads,
+                                                  py::object patrol) {
+  Options options;
+  options.policy = backup_workers(spec.world, backups, nanoseconds(grace));
+  options.late = carry ? Late::carry : Late::drop;
+  options.timeout = nanoseconds(timeout);
+  options.patience = {patience.first, patience.second};
+  options.remote_reads = remote_reads;
+  options.dead_ranks = patrol_of(std::move(patrol));
+  if (segment->size() < Arena::bytes(spec)) {
+    throw InvalidArgument("the segment has " + std::to_string(segment->size()) + " bytes, the " +
+                          "arena needs " + std::to_string(Arena::bytes(spec)));
+  }
+  return std::make_unique<CollectiveHandle>(std::move(segment), spec, rank, std::move(options));
+}
+
+void set_python_error(const char* name, const char* text) {
+  const py::object type = py::module_::import("hvd_backup.errors").attr(name);
+  PyErr_SetString(type.ptr(), text);
+}
+
+void translate(std::exception_ptr thrown) {
+  if (!thrown) return;
+  try {
+    std::rethrow_exception(std::move(thrown));
+  } catch (const InvalidArgument& e) {
+    PyErr_SetString(PyExc_ValueError, e.what());
+  } catch (const RoundTimeout& e) {
+    set_python_error("RoundTimeout", e.what());
+  } catch (const PeerFailed& e) {
+    set_python_error("PeerFailed", e.what());
+  } catch (const Error& e) {
+    set_python_error("Error", e.what());
+  }
+}
+
+void bind_memory(py::module_& m) {
+  py::class_<Segment, std::shared_ptr<Segment>>(m, "Segment")
+      .def_static("create", &Segment::create, py::arg("bytes"))
+      .def_static("open", &Segment::open, py::arg("path"), py::arg("bytes"))
+      .def_property_readonly("path", &Segment::path)
+      .def_property_readonly("size", &Segment::size)
+      .def_property_readonly("address",
+                             [](const Segment& s) {
+                               return reinterpret_cast<std::uintptr_t>(s.data());
+                             })
+      .def("bytes", [](const py::object& self) {
+        const auto& segment = self.cast<const Segment&>();
+        return Bytes(static_cast<py::ssize_t>(segment.size()),
+                     reinterpret_cast<std::uint8_t*>(segment.data()), self);
+      });
+  py::class_<LifeLock>(m, "LifeLock")
+      .def(py::init([](const Segment& segment, int world, int rank) {
+             return LifeLock(segment.fd(), world, rank);
+           }),
+           py::arg("segment"), py::arg("world"), py::arg("rank"), py::keep_alive<1, 2>())
+      .def("dead", &LifeLock::dead);
+  m.def("can_read_remote", &can_read_remote, py::arg("pid"), py::arg("address"));
+}
+
+void bind_report(py::module_& m) {
+  py::class_<RoundReport>(m, "RoundReport")
+      .def_readonly("number", &RoundReport::number)
+      .def_readonly("contributors", &RoundReport::contributors)
+      .def_readonly("contributed", &RoundReport::contributed)
+      .def_readonly("weight", &RoundReport::weight)
+      .def_property_readonly("first_at_s",
+                             [](const RoundReport& r) { return seconds(r.first_at); })
+      .def_property_readonly("sealed_at_s",
+                             [](const RoundReport& r) { return seconds(r.sealed_at); })
+      .def_property_readonly("waited_s", [](const RoundReport& r) { return seconds(r.waited); })
+      .def_property_readonly("arrived_at_s", [](const RoundReport& r) {
+        std::vector<double> times;
+        for (const Nanoseconds at : r.arrived_at) times.push_back(seconds(at));
+        return times;
+      });
+}
+
+void bind_collective(py::module_& m) {
+  py::class_<ArenaSpec>(m, "ArenaSpec")
+      .def(py::init(&make_spec), py::arg("world"), py::arg("backup_workers"), py::arg("window"),
+           py::arg("flats"), py::arg("chunk_bytes") = 128 * 1024)
+      .def_property_readonly("bytes", &Arena::bytes);
+  using Handle = CollectiveHandle;
+  const auto nogil = py::call_guard<py::gil_scoped_release>();
+  py::class_<Handle>(m, "Collective")
+      .def(py::init(&make_collective), py::arg("segment"), py::arg("spec"), py::kw_only(),
+           py::arg("rank"), py::arg("backup_workers"), py::arg("carry"), py::arg("grace"),
+           py::arg("timeout"), py::arg("patience"), py::arg("remote_reads"), py::arg("patrol"))
+      .def_property_readonly("number", [](Handle& h) { return h.collective().number(); })
+      .def_property_readonly("buffer", [](Handle& h) { return h.collective().result_buffer(); })
+      .def("slots", [](py::object self) { return self.cast<Handle&>().slots(self); })
+      .def(
+          "results",
+          [](py::object self, int buffer) { return self.cast<Handle&>().results(buffer, self); },
+          py::arg("buffer"))
+      .def("reset_results", &Handle::reset_results, py::arg("buffer"), nogil)
+      .def(
+          "arrive", [](Handle& h, double weight) { return h.collective().arrive(weight); },
+          py::arg("weight"), nogil)
+      .def("skip", [](Handle& h) { h.collective().skip(); }, nogil)
+      .def("sealed_without_me", [](Handle& h) { return h.collective().sealed_without_me(); })
+      .def("wait", [](Handle& h) { return h.collective().wait(); }, nogil)
+      .def("release", [](Handle& h) { h.collective().release(); }, nogil)
+      .def("allreduce", &Handle::allreduce, py::arg("src"), py::arg("dst"), py::arg("weight"))
+      .def("leave", [](Handle& h) { h.collective().leave(); })
+      .def(
+          "fail", [](Handle& h, const std::string& text) { h.collective().fail(text); },
+          py::arg("text"));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The engine of hvd_backup: partial all-reduce in shared memory.";
+  py::register_exception_translator(&translate);
+  bind_memory(m);
+  bind_report(m);
+  bind_collective(m);
+  py::class_<CudaStatus>(m, "CudaStatus")
+      .def_readonly("built", &CudaStatus::built)
+      .def_readonly("runtime_version", &CudaStatus::runtime_version)
+      .def_readonly("devices", &CudaStatus::devices)
+      .def_readonly("why", &CudaStatus::why);
+  m.def("cuda_status", &cuda_status);
+}
+
+}  // namespace hvd_backup
