@@ -1,0 +1,96 @@
+"""A node's notice board: what every rank is doing, for ranks that wait for one another.
+
+It answers the questions a wait cannot answer by itself: has the missing rank died, has it left, is
+it in another call than I am? A few bytes of shared memory per rank, looked at only while waiting.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hvd_backup import errors
+from hvd_backup._core import LifeLock, Segment
+
+_TEXT = 960
+_MEMBER = np.dtype(
+    [
+        ("setups", np.uint64),  # set-ups this rank has completed
+        ("in_setup", np.uint64),  # 1 while it is in the next one
+        ("left", np.uint64),
+        ("text", f"S{_TEXT}"),  # what it sets up
+    ]
+)
+_FAILURE = np.dtype(
+    [("failed", np.uint64), ("rank", np.int64), ("kind", "S32"), ("text", f"S{_TEXT}")]
+)
+
+
+class Board:
+    """One rank's view of the board. The segment is zeroed at first, which is a valid board."""
+
+    @staticmethod
+    def bytes(world: int) -> int:
+        return _FAILURE.itemsize + world * _MEMBER.itemsize
+
+    def __init__(self, segment: Segment, world: int, rank: int) -> None:
+        raw = segment.bytes()
+        self._failure = raw[: _FAILURE.itemsize].view(_FAILURE)
+        self._members = raw[_FAILURE.itemsize : self.bytes(world)].view(_MEMBER)
+        self._life = LifeLock(segment, world, rank)
+        self._rank = rank
+
+    def enter_setup(self, text: str) -> None:
+        """Note that this rank is about to set up `text` together with all others."""
+        me = self._members[self._rank]
+        me["text"] = text.encode()[:_TEXT]
+        me["in_setup"] = 1
+
+    def finish_setup(self) -> None:
+        me = self._members[self._rank]
+        me["setups"] += np.uint64(1)
+        me["in_setup"] = 0
+
+    def leave(self) -> None:
+        """This rank ends in good order: its process may go."""
+        self._members[self._rank]["left"] = 1
+
+    def fail(self, error: Exception) -> None:
+        """Let the others' waits end with this rank's error. The first one stays."""
+        if self._failure["failed"][0]:
+            return
+        self._failure["rank"] = self._rank
+        self._failure["kind"] = type(error).__name__.encode()[:32]
+        self._failure["text"] = str(error).encode()[:_TEXT]
+        self._failure["failed"] = 1
+
+    def check(self) -> None:
+        """Raise what another rank has failed with, in this rank's words."""
+        if not self._failure["failed"][0]:
+            return
+        kind = bytes(self._failure["kind"][0]).decode()
+        rank = int(self._failure["rank"][0])
+        text = bytes(self._failure["text"][0]).decode(errors="replace")
+        if kind in ("Mismatch", "RoundTimeout"):
+            error: type[errors.Error] = getattr(errors, kind)
+            raise error(text if rank == self._rank else f"rank {rank} failed: {text}")
+        raise errors.PeerFailed(f"rank {rank} failed with {kind}: {text}")
+
+    def dead(self) -> list[int]:
+        """Ranks whose process has ended without leaving."""
+        return [rank for rank in self._life.dead() if not self._members["left"][rank]]
+
+    def left(self) -> list[int]:
+        return [int(rank) for rank in np.flatnonzero(self._members["left"])]
+
+    def check_same_call(self, mine: str) -> None:
+        """While this rank waits in a round of `mine`: nobody may be in a set-up it has not seen."""
+        me = self._members[self._rank]
+        if me["in_setup"]:
+            return
+        ahead = (self._members["in_setup"] == 1) & (self._members["setups"] == me["setups"])
+        for rank in np.flatnonzero(ahead):
+            theirs = bytes(self._members["text"][rank]).decode(errors="replace")
+            raise errors.Mismatch(
+                f"rank {self._rank} is in {mine}, rank {rank} in {theirs}; every rank must make "
+                "the same calls, in the same order, with the same names, shapes, dtypes and options"
+            )

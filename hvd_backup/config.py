@@ -1,0 +1,117 @@
+"""The configuration, read once. An argument beats the environment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Defaults of a process, from the ``HVD_BACKUP_*`` environment variables."""
+
+    backup_workers: int = 0
+    """``HVD_BACKUP_WORKERS``: b, how many of the R ranks a round does not wait for."""
+    timeout: float = 600.0
+    """``HVD_BACKUP_TIMEOUT``: seconds in one wait, after which ``RoundTimeout`` is raised."""
+    window: int | None = None
+    """``HVD_BACKUP_WINDOW``: results kept for ranks that have not loaded them; None: by size."""
+    grace: float = 0.0
+    """``HVD_BACKUP_GRACE``: seconds a round stays open after its quorum."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Config:
+        """Read the variables above from `environ`.
+
+        Raises ValueError that names the variable whose text is not a number of its kind.
+        """
+
+        def read(name: str, parse: Callable[[str], T], default: T) -> T:
+            text = environ.get(name, "").strip()
+            if not text:
+                return default
+            try:
+                return parse(text)
+            except ValueError:
+                kind = "a whole number" if parse is int else "a number"
+                raise ValueError(f"{name}={text!r} is not {kind}") from None
+
+        return cls(
+            backup_workers=read("HVD_BACKUP_WORKERS", int, cls.backup_workers),
+            timeout=read("HVD_BACKUP_TIMEOUT", float, cls.timeout),
+            window=read("HVD_BACKUP_WINDOW", int, None),
+            grace=read("HVD_BACKUP_GRACE", float, cls.grace),
+        )
+
+
+@dataclass(frozen=True)
+class RoundOptions:
+    """The options of one collective, complete and checked."""
+
+    backup_workers: int
+    late: str
+    grace: float
+    window: int
+    timeout: float
+
+    @classmethod
+    def resolve(
+        cls,
+        config: Config,
+        *,
+        world: int,
+        nbytes: int,
+        backup_workers: int | None,
+        late: str = "drop",
+        grace: float | None = None,
+        window: int | None = None,
+        timeout: float | None = None,
+    ) -> RoundOptions:
+        """Fill what is None from `config`; `nbytes` is the size of one contribution.
+
+        Raises ValueError for a value that no world of `world` ranks could follow.
+        """
+        b = config.backup_workers if backup_workers is None else backup_workers
+        if isinstance(b, bool) or not isinstance(b, int):
+            raise TypeError(f"backup_workers must be an int, not {b!r}")
+        if not 0 <= b < world:
+            raise ValueError(
+                f"backup_workers={b} leaves a quorum of {world - b} in a world of {world} ranks; "
+                f"use 0 <= backup_workers <= {world - 1}"
+            )
+        if late not in ("drop", "carry"):
+            raise ValueError(f"late={late!r}: use 'drop' or 'carry'")
+        window = config.window if window is None else window
+        if window is None:
+            window = default_window(b, nbytes)
+        if not 1 <= window <= 4096:
+            raise ValueError(f"window={window}: use 1 <= window <= 4096")
+        return cls(
+            backup_workers=b,
+            late=late,
+            grace=_seconds("grace", config.grace if grace is None else grace, zero=True),
+            window=window,
+            timeout=_seconds("timeout", config.timeout if timeout is None else timeout, zero=False),
+        )
+
+
+def default_window(backup_workers: int, nbytes: int) -> int:
+    """How many results of `nbytes` to keep for ranks that have not loaded them.
+
+    Without backups nobody can be ahead by more than a round. With backups: 64 rounds, or what 1 GiB
+    holds, at least 4. The memory is used only while a rank is behind.
+    """
+    if backup_workers == 0:
+        return 1
+    return max(4, min(64, (1 << 30) // max(nbytes, 1)))
+
+
+def _seconds(name: str, value: float, *, zero: bool) -> float:
+    if not math.isfinite(value) and value != math.inf or value < 0 or (value == 0 and not zero):
+        least = "0 or more" if zero else "more than 0"
+        raise ValueError(f"{name}={value!r}: use seconds, {least}")
+    return float(value)

@@ -1,0 +1,31 @@
+"""The errors of hvd_backup.
+
+Each text says what happened with its numbers (round, rank, how many of how many, after how long)
+and what to do about it. Wrong arguments are plain ``ValueError`` and ``TypeError``.
+"""
+
+__all__ = ["Error", "LaunchError", "Mismatch", "NotInitialized", "PeerFailed", "RoundTimeout"]
+
+
+class Error(RuntimeError):
+    """Base of all errors below: what can go wrong although the arguments are right."""
+
+
+class RoundTimeout(Error):
+    """A wait ran into its time-out; the text names the round and the missing ranks."""
+
+
+class PeerFailed(Error):
+    """Another rank died, left, or raised an error, so this rank cannot go on either."""
+
+
+class Mismatch(Error):
+    """The ranks disagree on what to exchange: shapes, dtypes, names, or options differ."""
+
+
+class NotInitialized(Error):
+    """The call needs ``init()`` first, or came after ``shutdown()``."""
+
+
+class LaunchError(Error):
+    """The processes were started in a way that does not make one MPI world of them."""

@@ -1,0 +1,182 @@
+"""The framework-neutral half of a DistributedOptimizer: slots in, rounds, results out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hvd_backup import _core, errors, runtime
+from hvd_backup.config import RoundOptions
+from hvd_backup.reports import Round, RoundRecord, Stats
+
+Bytes = npt.NDArray[np.uint8]
+
+_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+class Exchange:
+    """One partial all-reduce, run round after round. All ranks construct it together.
+
+    `layout` lists (dtype, count) of the flat buffers that make up a contribution, dtype one of
+    float16, bfloat16, float32, float64. `name` and `signature` are compared between the ranks.
+
+    A round goes ``arrive()`` or ``skip()``, then ``wait()``; its ``results`` are valid until the
+    next ``arrive()`` or ``skip()``. Every rank goes through every round.
+
+    Raises Mismatch, on every rank, when the ranks construct different things.
+    """
+
+    def __init__(
+        self,
+        layout: Sequence[tuple[str, int]],
+        *,
+        backup_workers: int | None = None,
+        late: str = "drop",
+        grace: float | None = None,
+        window: int | None = None,
+        timeout: float | None = None,
+        name: str = "exchange",
+        signature: Any = None,
+    ) -> None:
+        world = runtime.current()
+        for dtype, _ in layout:
+            if dtype not in _ITEMSIZE:
+                known = ", ".join(_ITEMSIZE)
+                raise TypeError(f"{name}: dtype {dtype} cannot be averaged; use one of {known}")
+        nbytes = sum(_ITEMSIZE[dtype] * count for dtype, count in layout)
+        self.options = RoundOptions.resolve(
+            world.config,
+            world=world.size,
+            nbytes=nbytes,
+            backup_workers=backup_workers,
+            late=late,
+            grace=grace,
+            window=window,
+            timeout=timeout,
+        )
+        self.layout = list(layout)
+        self.nbytes = nbytes
+        self._runtime = world
+        world.set_up(name, (self.layout, self.options, signature), self.options.timeout)
+        spec = _core.ArenaSpec(
+            world.size, self.options.backup_workers, self.options.window, self.layout, _chunk(nbytes)
+        )
+        self._core = _core.Collective(
+            world.shared_segment(spec.bytes),
+            spec,
+            rank=world.rank,
+            backup_workers=self.options.backup_workers,
+            carry=self.options.late == "carry",
+            grace=self.options.grace,
+            timeout=self.options.timeout,
+            patience=world.patience,
+            remote_reads=world.remote_reads,
+            patrol=world.patrol(name),
+        )
+        world.add(self)
+        self.stats = Stats()
+        self._results: dict[int, list[Bytes]] = {}
+        self._arrived_at: float | None = None
+        self._view = -1
+
+    @property
+    def number(self) -> int:
+        """The round that the next ``arrive()`` or ``skip()`` is for."""
+        return self._core.number
+
+    @property
+    def slots(self) -> list[Bytes]:
+        """This rank's contribution: uint8 views, one per flat buffer, its to write until arrive().
+
+        After ``wait()`` they hold what it contributed.
+        """
+        return self._core.slots()
+
+    @property
+    def buffer(self) -> int:
+        """Index of the window's buffer with the result; -1 outside a round. Small, and reused."""
+        return self._core.buffer
+
+    @property
+    def results(self) -> list[Bytes]:
+        """The mean over the contributors: uint8 views, one per flat buffer.
+
+        They may be written to: what is written stays with this process and this round.
+        """
+        buffer = self._core.buffer
+        if buffer < 0:
+            raise errors.Error("there is no result before wait()")
+        if buffer not in self._results:
+            self._results[buffer] = self._core.results(buffer)
+        self._view = buffer
+        return self._results[buffer]
+
+    def arrive(self, weight: float = 1.0) -> bool:
+        """The slots are complete: contribute them, counting `weight`.
+
+        Blocks only while the window is full. True if the contribution is in the round.
+        Raises ValueError for a weight that is not positive and finite, before anything is sent.
+        """
+        self._drop_writes()
+        with self._runtime.failing_together():
+            in_time = self._core.arrive(weight)
+        self._arrived_at = time.monotonic()
+        return in_time
+
+    def skip(self) -> None:
+        """Go through the round without a contribution."""
+        self._drop_writes()
+        with self._runtime.failing_together():
+            self._core.skip()
+        self._arrived_at = None
+
+    def sealed_without_me(self) -> bool:
+        """Whether the next round is closed already, so that computing for it is in vain."""
+        return self._core.sealed_without_me()
+
+    def wait(self) -> Round:
+        """Block until the result can be read, helping to compute it.
+
+        Raises RoundTimeout, which names the missing ranks, PeerFailed or Mismatch.
+        """
+        with self._runtime.failing_together():
+            report = self._core.wait()
+        self.stats.history.append(
+            RoundRecord(
+                number=report.number,
+                arrived_at_s=self._arrived_at,
+                sealed_at_s=report.sealed_at_s,
+                stepped_at_s=time.monotonic(),
+                waited_s=report.waited_s,
+                contributed=report.contributed,
+            )
+        )
+        return Round.from_report(report)
+
+    def allreduce(self, src: npt.NDArray[Any], dst: npt.NDArray[Any], weight: float = 1.0) -> Round:
+        """One round from private memory to private memory; a layout of one flat buffer.
+
+        `src` and `dst` are C-contiguous and of the layout's size; they may be the same array.
+        """
+        with self._runtime.failing_together():
+            return Round.from_report(self._core.allreduce(src, dst, weight))
+
+    def leave(self) -> None:
+        """Nobody waits for this rank in this exchange any more."""
+        self._core.leave()
+
+    close = leave
+
+    def _drop_writes(self) -> None:
+        if self._view >= 0:
+            self._core.reset_results(self._view)
+            self._view = -1
+
+
+def _chunk(nbytes: int) -> int:
+    """Bytes that one helper reduces at a time (measured: docs/architecture.md)."""
+    return 64 * 1024 if nbytes <= 4 << 20 else 256 * 1024

