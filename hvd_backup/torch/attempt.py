@@ -1,0 +1,54 @@
+"""Leaving work early that can no longer count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+class Overtaken(BaseException):
+    """The round was sealed without this rank. Not an Exception: nobody should catch it in between."""
+
+
+class Attempt:
+    """``with optimizer.attempt():`` around forward and backward.
+
+    As soon as the round is sealed without this rank, the next module it enters, forward or
+    backward, leaves the block; ``step()`` then only loads the result. What the block would have
+    assigned (a loss, say) may be missing after it: look at ``completed``.
+    """
+
+    def __init__(
+        self, overtaken: Callable[[], bool], finished: Callable[[Attempt, bool], None]
+    ) -> None:
+        self._overtaken = overtaken
+        self._finished = finished
+        self.completed = False
+        """Whether the block ran to its end."""
+
+    def check(self) -> None:
+        """Leave the block if its work can no longer count. For code outside of any module."""
+        if self._overtaken():
+            raise Overtaken
+
+    def __enter__(self) -> Attempt:
+        self._hook = register_module_forward_pre_hook(self._enter_module)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        self._hook.remove()
+        self.completed = kind is None
+        overtaken = isinstance(error, Overtaken)
+        self._finished(self, overtaken)
+        return overtaken
+
+    def _enter_module(self, module: Any, args: Any) -> None:
+        self.check()

@@ -1,0 +1,272 @@
+"""DistributedOptimizer: any torch optimizer, stepping in rounds with the other ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+
+from hvd_backup import runtime
+from hvd_backup.config import RoundOptions
+from hvd_backup.exchange import Exchange
+from hvd_backup.reports import Round, Stats
+from hvd_backup.torch.attempt import Attempt
+from hvd_backup.torch.layout import GradientLayout
+
+O = TypeVar("O", bound=torch.optim.Optimizer)  # noqa: E741
+
+_OWNER = "_hvd_backup_owner"
+
+
+def DistributedOptimizer(  # noqa: N802 (Horovod's name)
+    optimizer: O,
+    named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
+    backup_workers: int | None = None,
+    *,
+    late: str = "drop",
+    grace: float | None = None,
+    window: int | None = None,
+    timeout: float | None = None,
+) -> O:
+    """Make every ``optimizer.step()`` one round: it applies the mean over the round's contributors.
+
+    Returns `optimizer` itself, with its class, state, schedulers and hooks, and these besides:
+
+    - ``attempt()``: a context for forward and backward that is left early once the round is sealed
+      without this rank; see ``Attempt``.
+    - ``last_round``: the ``Round`` of the last step, None before the first.
+    - ``weight``: how much this rank's gradient counts (1.0; set it to the batch size, say).
+    - ``stats()``: this rank's ``Stats``.
+    - ``close()``: take the hooks away again.
+
+    `backup_workers` is b of R ranks, R - b gradients close a round (default: HVD_BACKUP_WORKERS,
+    else 0: every rank counts, as in Horovod). `late` is what becomes of a gradient that misses its
+    round: "drop", or "carry" it into the next. `grace` and `timeout` are in seconds; `window` is how
+    many results are kept for late ranks, and so how many rounds a rank may fall behind before the
+    others wait for it. All ranks construct it with the same arguments; the first ``step()`` sets it
+    up. Every rank makes the same number of steps.
+
+    Raises ValueError or TypeError for arguments that cannot be. ``step()`` raises Mismatch when
+    ranks disagree, RoundTimeout, which names the missing ranks, and PeerFailed.
+    """
+    rounds = _Rounds(
+        optimizer,
+        named_parameters,
+        {
+            "backup_workers": backup_workers,
+            "late": late,
+            "grace": grace,
+            "window": window,
+            "timeout": timeout,
+        },
+    )
+    # Instance attributes, not a subclass: isinstance, pickling and schedulers see what they saw.
+    extended: Any = optimizer
+    extended.attempt = rounds.attempt
+    extended.stats = rounds.stats
+    extended.close = rounds.close
+    extended.last_round = None
+    extended.weight = 1.0
+    return optimizer
+
+
+class _Rounds:
+    """What DistributedOptimizer adds to an optimizer."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.Tensor]] | None,
+        options: dict[str, Any],
+    ) -> None:
+        self._optimizer = optimizer
+        self._options = options
+        self._names = _names(optimizer, named_parameters)
+        self._params = self._trainable()
+        world = runtime.current()
+        RoundOptions.resolve(world.config, world=world.size, nbytes=0, **options)
+        GradientLayout(self._params, [self._name(p) for p in self._params])
+        for param in self._params:
+            if getattr(param, _OWNER, None) is not None:
+                raise ValueError(
+                    f"parameter {self._name(param)!r} already has a DistributedOptimizer; "
+                    "call close() on it first"
+                )
+        self._exchange: Exchange | None = None
+        self._attempt: Attempt | None = None
+        self._overtaken = False
+        self._handles: list[Any] = [optimizer.register_step_pre_hook(self._step)]
+        self._take(self._params)
+
+    # What the user sees
+
+    def attempt(self) -> Attempt:
+        """Context for the computation of one gradient; see ``Attempt``."""
+        if self._attempt is not None:
+            raise RuntimeError("attempt() within attempt(); one block per step")
+        self._attempt = Attempt(self._sealed_without_me, self._finish_attempt)
+        return self._attempt
+
+    def stats(self) -> Stats:
+        """This rank's rounds so far."""
+        return self._exchange.stats if self._exchange is not None else Stats()
+
+    def close(self) -> None:
+        """Take away all hooks; the optimizer is a local one again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for param in self._params:
+            if getattr(param, _OWNER, None) is self:
+                delattr(param, _OWNER)
+        if self._exchange is not None:
+            self._own_gradients()
+            self._exchange.close()
+
+    # A round
+
+    def _step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(args) > 1 and args[1] is not None or kwargs.get("closure") is not None:
+            raise ValueError(
+                "step(closure) cannot be distributed: the closure would compute gradients after "
+                "the exchange; call backward() first, then step()"
+            )
+        if self._attempt is not None:
+            raise RuntimeError("step() belongs after the attempt() block, not into it")
+        exchange = self._prepared()
+        if self._overtaken:
+            exchange.skip()
+        else:
+            self._stage_all()
+            exchange.arrive(optimizer.weight)
+        self._overtaken = False
+        optimizer.last_round = exchange.wait()
+        self._load(exchange)
+
+    def _stage(self, param: torch.Tensor) -> None:
+        """Move a gradient to its place in the slot, while it is in the cache."""
+        if self._attempt is not None:
+            self._attempt.check()
+        if self._exchange is None or param.grad is None:
+            return
+        view = self._slots[self._index[id(param)]]
+        if param.grad is view:
+            return
+        if param.grad.layout != torch.strided:
+            raise TypeError(
+                f"parameter {self._name(param)!r} has a {param.grad.layout} gradient, which cannot "
+                "be exchanged; build its module with sparse=False"
+            )
+        view.copy_(param.grad)
+        param.grad = view
+
+    def _stage_all(self) -> None:
+        for i, param in enumerate(self._params):
+            self._present[i] = param.grad is not None
+            if param.grad is None:
+                self._slots[i].zero_()
+            elif param.grad is not self._slots[i]:
+                self._stage(param)
+
+    def _load(self, exchange: Exchange) -> None:
+        """Let every parameter's grad be the result, in place: no copy."""
+        flats = exchange.results
+        if exchange.buffer not in self._views:
+            views = self._layout.gradients(flats), self._layout.presence(flats)
+            self._views[exchange.buffer] = views
+        gradients, present = self._views[exchange.buffer]
+        for i, (param, gradient) in enumerate(zip(self._params, gradients, strict=True)):
+            param.grad = gradient if present[i] > 0 else None
+
+    # Attempts
+
+    def _sealed_without_me(self) -> bool:
+        return self._exchange is not None and self._exchange.sealed_without_me()
+
+    def _finish_attempt(self, attempt: Attempt, overtaken: bool) -> None:
+        self._attempt = None
+        self._overtaken = overtaken
+
+    # Setting up
+
+    def _prepared(self) -> Exchange:
+        params = self._trainable()
+        same = len(params) == len(self._params) and all(map(_is, params, self._params))
+        if self._exchange is None or not same:
+            self._set_up(params)
+        assert self._exchange is not None
+        return self._exchange
+
+    def _set_up(self, params: list[torch.Tensor]) -> None:
+        """Slots and window for these parameters. All ranks come here in the same step."""
+        self._take([p for p in params if getattr(p, _OWNER, None) is not self])
+        names = [self._name(p) for p in params]
+        layout = GradientLayout(params, names)
+        kind = type(self._optimizer).__name__
+        what = ", ".join(f"{name}: {d}{list(s)}" for name, d, s, _ in layout.signature)
+        exchange = Exchange(
+            layout.flats,
+            name=f"DistributedOptimizer({kind}, {what})",
+            signature=layout.signature,
+            **self._options,
+        )
+        if self._exchange is not None:
+            exchange.stats = self._exchange.stats
+            self._own_gradients()
+            self._exchange.close()
+        self._params = params
+        self._index = {id(param): i for i, param in enumerate(params)}
+        self._layout = layout
+        self._exchange = exchange
+        self._slots = layout.gradients(exchange.slots)
+        self._present = layout.presence(exchange.slots)
+        self._views: dict[int, tuple[list[torch.Tensor], Any]] = {}
+
+    def _own_gradients(self) -> None:
+        """Gradients outlive the shared memory they lie in."""
+        for param in self._params:
+            if param.grad is not None:
+                param.grad = param.grad.clone()
+
+    def _take(self, params: list[torch.Tensor]) -> None:
+        for param in params:
+            setattr(param, _OWNER, self)
+            self._handles.append(param.register_post_accumulate_grad_hook(self._stage))
+
+    def _trainable(self) -> list[torch.Tensor]:
+        groups = self._optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.requires_grad]
+
+    def _name(self, param: torch.Tensor) -> str:
+        return self._names.get(id(param)) or f"parameter {tuple(param.shape)}"
+
+
+def _is(a: object, b: object) -> bool:
+    return a is b
+
+
+def _names(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]] | None
+) -> dict[int, str]:
+    """id of a parameter -> its name. Raises ValueError for names that leave a doubt."""
+    if named_parameters is None:
+        return {
+            id(param): f"group {g}, parameter {i}"
+            for g, group in enumerate(optimizer.param_groups)
+            for i, param in enumerate(group["params"])
+        }
+    pairs = list(named_parameters)
+    if any(not isinstance(p, tuple) or len(p) != 2 for p in pairs):
+        raise ValueError("named_parameters must be (name, parameter) pairs: model.named_parameters()")
+    names = [name for name, _ in pairs]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"named_parameters has these names more than once: {', '.join(doubled)}")
+    known = {id(param): name for name, param in pairs}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if missing := [i for i, p in enumerate(params) if id(p) not in known]:
+        raise ValueError(
+            f"named_parameters lacks {len(missing)} of the optimizer's {len(params)} parameters "
+            f"(number {missing[0]} is the first); pass model.named_parameters()"
+        )
+    return known
