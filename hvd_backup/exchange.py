@@ -81,7 +81,7 @@ class Exchange:
         self.stats = Stats()
         self._results: dict[int, list[Bytes]] = {}
         self._arrived_at: float | None = None
-        self._view = -1
+        self._written_to = -1  # the buffer whose views were handed out
 
     @property
     def number(self) -> int:
@@ -112,7 +112,7 @@ class Exchange:
             raise errors.Error("there is no result before wait()")
         if buffer not in self._results:
             self._results[buffer] = self._core.results(buffer)
-        self._view = buffer
+        self._written_to = buffer
         return self._results[buffer]
 
     def arrive(self, weight: float = 1.0) -> bool:
@@ -121,17 +121,23 @@ class Exchange:
         Blocks only while the window is full. True if the contribution is in the round.
         Raises ValueError for a weight that is not positive and finite, before anything is sent.
         """
-        self._drop_writes()
-        with self._runtime.failing_together():
+        if self._written_to >= 0:
+            self._forget_writes()
+        try:
             in_time = self._core.arrive(weight)
+        except errors.Error as error:
+            raise self._failed(error) from None
         self._arrived_at = time.monotonic()
         return in_time
 
     def skip(self) -> None:
         """Go through the round without a contribution."""
-        self._drop_writes()
-        with self._runtime.failing_together():
+        if self._written_to >= 0:
+            self._forget_writes()
+        try:
             self._core.skip()
+        except errors.Error as error:
+            raise self._failed(error) from None
         self._arrived_at = None
 
     def sealed_without_me(self) -> bool:
@@ -143,27 +149,31 @@ class Exchange:
 
         Raises RoundTimeout, which names the missing ranks, PeerFailed or Mismatch.
         """
-        with self._runtime.failing_together():
-            report = self._core.wait()
-        self.stats.history.append(
+        try:
+            round_ = self._core.wait()
+        except errors.Error as error:
+            raise self._failed(error) from None
+        self.stats.add(
             RoundRecord(
-                number=report.number,
-                arrived_at_s=self._arrived_at,
-                sealed_at_s=report.sealed_at_s,
-                stepped_at_s=time.monotonic(),
-                waited_s=report.waited_s,
-                contributed=report.contributed,
+                round_.number,
+                self._arrived_at,
+                round_.sealed_at_s,
+                time.monotonic(),
+                round_.waited_s,
+                round_.contributed,
             )
         )
-        return Round.from_report(report)
+        return round_
 
     def allreduce(self, src: npt.NDArray[Any], dst: npt.NDArray[Any], weight: float = 1.0) -> Round:
         """One round from private memory to private memory; a layout of one flat buffer.
 
         `src` and `dst` are C-contiguous and of the layout's size; they may be the same array.
         """
-        with self._runtime.failing_together():
-            return Round.from_report(self._core.allreduce(src, dst, weight))
+        try:
+            return self._core.allreduce(src, dst, weight)
+        except errors.Error as error:
+            raise self._failed(error) from None
 
     def leave(self) -> None:
         """Nobody waits for this rank in this exchange any more."""
@@ -171,10 +181,13 @@ class Exchange:
 
     close = leave
 
-    def _drop_writes(self) -> None:
-        if self._view >= 0:
-            self._core.reset_results(self._view)
-            self._view = -1
+    def _failed(self, error: errors.Error) -> errors.Error:
+        self._runtime.board.fail(error)
+        return error
+
+    def _forget_writes(self) -> None:
+        self._core.reset_results(self._written_to)
+        self._written_to = -1
 
 
 def _chunk(nbytes: int) -> int:

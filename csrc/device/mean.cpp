@@ -52,8 +52,8 @@ void weighted_mean(DType dtype, const Operand* operands, std::size_t operand_cou
   }
 }
 
-void stream_copy(std::byte* to, const std::byte* from, std::size_t bytes) {
-  kernels().stream_copy(to, from, bytes);
+void copy_bytes(std::byte* to, const std::byte* from, std::size_t bytes, bool stream) {
+  (stream ? kernels().stream_copy : kernels().copy)(to, from, bytes);
 }
 
 }  // namespace hvd_backup

@@ -12,6 +12,6 @@ void copy(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy
 
 }  // namespace
 
-const MeanKernels baseline_kernels{add, finish, copy};
+const MeanKernels baseline_kernels{add, finish, copy, copy};
 
 }  // namespace hvd_backup

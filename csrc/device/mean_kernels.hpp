@@ -20,12 +20,12 @@ struct MeanKernels {
   /// out[i] = sum[i] / total, rounded to dtype.
   using Finish = void (*)(DType dtype, const void* sum, double total, std::size_t count,
                           std::byte* out);
-  /// Copy past the caches.
-  using StreamCopy = void (*)(std::byte* to, const std::byte* from, std::size_t bytes);
+  using Copy = void (*)(std::byte* to, const std::byte* from, std::size_t bytes);
 
   Add add;
   Finish finish;
-  StreamCopy stream_copy;
+  Copy copy;
+  Copy stream_copy;  ///< past the caches
 };
 
 /// For every processor of the architecture.

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -106,12 +105,12 @@ RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double we
   const Flat& flat = arena_.spec().flats.front();
   const std::size_t bytes = flat.count * size_of(flat.dtype);
   const bool stage = !options_.remote_reads || bytes <= kStageUpTo;
-  if (stage) std::memcpy(slot(), in, bytes);
+  if (stage) copy_bytes(slot(), in, bytes, false);
   contribute(weight, stage ? nullptr : in);
   // What others may still read is not written before the round is done.
   const bool in_use = !stage && in == out;
   RoundReport report = finish(in_use ? nullptr : out);
-  if (in_use) std::memcpy(out, result(), bytes);
+  if (in_use) copy_bytes(out, result(), bytes, bytes >= kStreamFrom);
   release();
   return report;
 }

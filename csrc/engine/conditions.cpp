@@ -1,20 +1,8 @@
 #include "engine/conditions.hpp"
 
-#include <cstring>
-
 #include "device/mean.hpp"
 
 namespace hvd_backup {
-namespace {
-
-using Copy = void (*)(std::byte* to, const std::byte* from, std::size_t bytes);
-
-void cached_copy(std::byte* to, const std::byte* from, std::size_t bytes) {
-  std::memcpy(to, from, bytes);
-}
-
-}  // namespace
-
 bool Collective::RoomCondition::ready() const {
   return number_ < arena_.released_by_all() + static_cast<RoundNumber>(arena_.spec().records);
 }
@@ -67,14 +55,12 @@ void Collective::ResultCondition::copy_out(int buffer, bool all) {
   if (buffer < 0) return;
   const Arena& arena = owner_.arena_;
   const std::byte* from = arena.result(buffer);
-  const bool aligned = reinterpret_cast<std::uintptr_t>(out_) % 32 == 0;
-  const bool stream = arena.contribution_bytes() >= kStreamFrom && aligned;
-  const Copy copy = stream ? stream_copy : cached_copy;
+  const bool stream = arena.contribution_bytes() >= kStreamFrom;
   for (; copied_ < arena.chunks().size(); ++copied_) {
     if (!all && !owner_.reduction_.chunk_is_final(buffer, copied_)) return;
     const Chunk& chunk = arena.chunks()[copied_];
     const std::size_t bytes = chunk.count * size_of(arena.spec().flats[chunk.flat].dtype);
-    copy(out_ + chunk.offset, from + chunk.offset, bytes);
+    copy_bytes(out_ + chunk.offset, from + chunk.offset, bytes, stream);
   }
 }
 

@@ -31,10 +31,9 @@ struct Options {
   bool remote_reads = false;
   /// A helper that makes no progress for this long is taken for stopped; its work is done again.
   Nanoseconds stall = 100 * kMillisecond;
-  /// Called now and then while waiting; what it throws ends the wait (Ctrl-C).
-  std::function<void()> interrupts;
-  /// Ranks whose process is gone; called now and then.
-  std::function<std::vector<int>()> dead_ranks;
+  /// Looks around, now and then, while this rank waits: returns the ranks whose process is gone;
+  /// what it throws (Ctrl-C, say) ends the wait.
+  std::function<std::vector<int>()> patrol;
 };
 
 }  // namespace hvd_backup

@@ -33,9 +33,8 @@ void Vigil::check(RoundNumber round, Nanoseconds now) {
   if (const std::optional<Failure> failure = arena_.failure()) rethrow(*failure);
   if (now - checked_at_ < kPatrol) return;
   checked_at_ = now;
-  if (options_.interrupts) options_.interrupts();
-  if (!options_.dead_ranks) return;
-  if (const std::vector<int> dead = options_.dead_ranks(); !dead.empty()) {
+  if (!options_.patrol) return;
+  if (const std::vector<int> dead = options_.patrol(); !dead.empty()) {
     fail(round, FailureKind::peer,
          ranks_have(dead) + " died; start again from the last checkpoint");
   }

@@ -127,7 +127,7 @@ std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segme
   options.timeout = nanoseconds(timeout);
   options.patience = {patience.first, patience.second};
   options.remote_reads = remote_reads;
-  options.dead_ranks = patrol_of(std::move(patrol));
+  options.patrol = patrol_of(std::move(patrol));
   if (segment->size() < Arena::bytes(spec)) {
     throw InvalidArgument("the segment has " + std::to_string(segment->size()) + " bytes, the " +
                           "arena needs " + std::to_string(Arena::bytes(spec)));
@@ -161,10 +161,6 @@ void bind_memory(py::module_& m) {
       .def_static("open", &Segment::open, py::arg("path"), py::arg("bytes"))
       .def_property_readonly("path", &Segment::path)
       .def_property_readonly("size", &Segment::size)
-      .def_property_readonly("address",
-                             [](const Segment& s) {
-                               return reinterpret_cast<std::uintptr_t>(s.data());
-                             })
       .def("bytes", [](const py::object& self) {
         const auto& segment = self.cast<const Segment&>();
         return Bytes(static_cast<py::ssize_t>(segment.size()),
@@ -179,22 +175,64 @@ void bind_memory(py::module_& m) {
   m.def("can_read_remote", &can_read_remote, py::arg("pid"), py::arg("address"));
 }
 
-void bind_report(py::module_& m) {
-  py::class_<RoundReport>(m, "RoundReport")
-      .def_readonly("number", &RoundReport::number)
-      .def_readonly("contributors", &RoundReport::contributors)
-      .def_readonly("contributed", &RoundReport::contributed)
-      .def_readonly("weight", &RoundReport::weight)
-      .def_property_readonly("first_at_s",
-                             [](const RoundReport& r) { return seconds(r.first_at); })
-      .def_property_readonly("sealed_at_s",
-                             [](const RoundReport& r) { return seconds(r.sealed_at); })
-      .def_property_readonly("waited_s", [](const RoundReport& r) { return seconds(r.waited); })
-      .def_property_readonly("arrived_at_s", [](const RoundReport& r) {
-        std::vector<double> times;
-        for (const Nanoseconds at : r.arrived_at) times.push_back(seconds(at));
-        return times;
-      });
+py::tuple contributors(const RoundReport& r) { return py::tuple(py::cast(r.contributors)); }
+
+py::dict arrivals(const RoundReport& r) {
+  py::dict seconds_after_first;
+  for (std::size_t i = 0; i < r.contributors.size(); ++i) {
+    seconds_after_first[py::int_(r.contributors[i])] = seconds(r.arrived_at[i] - r.first_at);
+  }
+  return seconds_after_first;
+}
+
+std::string describe(const RoundReport& r) {
+  return "Round(number=" + std::to_string(r.number) + ", contributors=(" + join(r.contributors) +
+         "), contributed=" + (r.contributed ? "True" : "False") +
+         ", weight=" + std::to_string(r.weight) + ", sealed_s=" +
+         std::to_string(seconds(r.sealed_at - r.first_at)) +
+         ", waited_s=" + std::to_string(seconds(r.waited)) + ")";
+}
+
+py::tuple pack(const RoundReport& r) {
+  return py::make_tuple(r.number, r.contributors, r.arrived_at, r.contributed, r.weight, r.first_at,
+                        r.sealed_at, r.waited);
+}
+
+RoundReport unpack(const py::tuple& t) {
+  return {t[0].cast<RoundNumber>(),
+          t[1].cast<std::vector<int>>(),
+          t[2].cast<std::vector<Nanoseconds>>(),
+          t[3].cast<bool>(),
+          t[4].cast<double>(),
+          t[5].cast<Nanoseconds>(),
+          t[6].cast<Nanoseconds>(),
+          t[7].cast<Nanoseconds>()};
+}
+
+void bind_round(py::module_& m) {
+  const auto since_first = [](const RoundReport& r) { return seconds(r.sealed_at - r.first_at); };
+  py::class_<RoundReport>(m, "Round",
+                          "One round, as one rank saw it. All ranks agree on all but "
+                          "`contributed` and `waited_s`.")
+      .def_readonly("number", &RoundReport::number, "Counted from 0 by each collective.")
+      .def_property_readonly("contributors", &contributors,
+                             "The ranks whose contribution is in the result, ascending.")
+      .def_readonly("contributed", &RoundReport::contributed,
+                    "Whether this rank is a contributor; if not, it was late, or skipped.")
+      .def_readonly("weight", &RoundReport::weight,
+                    "Sum of the contributors' weights; the result is divided by it.")
+      .def_property_readonly("arrivals_s", &arrivals,
+                             "Contributor -> seconds from the round's first arrival to its own.")
+      .def_property_readonly("sealed_s", since_first,
+                             "Seconds from the first arrival to the seal.")
+      .def_property_readonly(
+          "sealed_at_s", [](const RoundReport& r) { return seconds(r.sealed_at); },
+          "When the round was sealed, in seconds of the host's CLOCK_MONOTONIC.")
+      .def_property_readonly(
+          "waited_s", [](const RoundReport& r) { return seconds(r.waited); },
+          "Seconds this rank was blocked in the exchange.")
+      .def("__repr__", &describe)
+      .def(py::pickle(&pack, &unpack));
 }
 
 void bind_collective(py::module_& m) {
@@ -236,7 +274,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The engine of hvd_backup: partial all-reduce in shared memory.";
   py::register_exception_translator(&translate);
   bind_memory(m);
-  bind_report(m);
+  bind_round(m);
   bind_collective(m);
   py::class_<CudaStatus>(m, "CudaStatus")
       .def_readonly("built", &CudaStatus::built)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -14,13 +14,11 @@ from hvd_backup.reports import Round, Stats
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.layout import GradientLayout
 
-O = TypeVar("O", bound=torch.optim.Optimizer)  # noqa: E741
-
 _OWNER = "_hvd_backup_owner"
 
 
 def DistributedOptimizer(  # noqa: N802 (Horovod's name)
-    optimizer: O,
+    optimizer: torch.optim.Optimizer,
     named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
     backup_workers: int | None = None,
     *,
@@ -28,7 +26,7 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
     grace: float | None = None,
     window: int | None = None,
     timeout: float | None = None,
-) -> O:
+) -> DistributedOptimizerType:
     """Make every ``optimizer.step()`` one round: it applies the mean over the round's contributors.
 
     Returns `optimizer` itself, with its class, state, schedulers and hooks, and these besides:
@@ -68,7 +66,20 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
     extended.close = rounds.close
     extended.last_round = None
     extended.weight = 1.0
-    return optimizer
+    return cast("DistributedOptimizerType", optimizer)
+
+
+if TYPE_CHECKING:
+
+    class DistributedOptimizerType(torch.optim.Optimizer):
+        """What DistributedOptimizer returns, as type checkers see it."""
+
+        last_round: Round | None
+        weight: float
+
+        def attempt(self) -> Attempt: ...
+        def stats(self) -> Stats: ...
+        def close(self) -> None: ...
 
 
 class _Rounds:
@@ -232,7 +243,8 @@ class _Rounds:
     def _take(self, params: list[torch.Tensor]) -> None:
         for param in params:
             setattr(param, _OWNER, self)
-            self._handles.append(param.register_post_accumulate_grad_hook(self._stage))
+            register: Any = param.register_post_accumulate_grad_hook
+            self._handles.append(register(self._stage))
 
     def _trainable(self) -> list[torch.Tensor]:
         groups = self._optimizer.param_groups
@@ -249,7 +261,7 @@ def _is(a: object, b: object) -> bool:
 def _names(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]] | None
 ) -> dict[int, str]:
-    """id of a parameter -> its name. Raises ValueError for names that leave a doubt."""
+    """Id of a parameter -> its name. Raises ValueError for names that leave a doubt."""
     if named_parameters is None:
         return {
             id(param): f"group {g}, parameter {i}"
@@ -258,7 +270,7 @@ def _names(
         }
     pairs = list(named_parameters)
     if any(not isinstance(p, tuple) or len(p) != 2 for p in pairs):
-        raise ValueError("named_parameters must be (name, parameter) pairs: model.named_parameters()")
+        raise ValueError("named_parameters takes (name, parameter): model.named_parameters()")
     names = [name for name, _ in pairs]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"named_parameters has these names more than once: {', '.join(doubled)}")
