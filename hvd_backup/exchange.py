@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,12 @@ from hvd_backup import _core, errors, runtime
 from hvd_backup.config import RoundOptions
 from hvd_backup.reports import Round, RoundRecord, Stats
 
+log = logging.getLogger("hvd_backup")
+
 Bytes = npt.NDArray[np.uint8]
+
+# Seconds in one wait before a warning names those waited for, as Horovod's stall inspector does.
+_STALL_WARNING_S = 60.0
 
 _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -60,6 +66,7 @@ class Exchange:
         )
         self.layout = list(layout)
         self.nbytes = nbytes
+        self.name = name
         self._runtime = world
         world.set_up(name, (self.layout, self.options, signature), self.options.timeout)
         spec = _core.ArenaSpec(
@@ -75,12 +82,14 @@ class Exchange:
             timeout=self.options.timeout,
             patience=world.patience,
             remote_reads=world.remote_reads,
-            patrol=world.patrol(name),
+            patrol=self._patrol,
         )
         world.add(self)
         self.stats = Stats()
         self._results: dict[int, list[Bytes]] = {}
         self._arrived_at: float | None = None
+        self._waiting_since = 0.0
+        self._warned_of_stall = self._warned_of_window = False
         self._written_to = -1  # the buffer whose views were handed out
 
     @property
@@ -121,8 +130,7 @@ class Exchange:
         Blocks only while the window is full. True if the contribution is in the round.
         Raises ValueError for a weight that is not positive and finite, before anything is sent.
         """
-        if self._written_to >= 0:
-            self._forget_writes()
+        self._begin()
         try:
             in_time = self._core.arrive(weight)
         except errors.Error as error:
@@ -132,8 +140,7 @@ class Exchange:
 
     def skip(self) -> None:
         """Go through the round without a contribution."""
-        if self._written_to >= 0:
-            self._forget_writes()
+        self._begin()
         try:
             self._core.skip()
         except errors.Error as error:
@@ -163,6 +170,8 @@ class Exchange:
                 round_.contributed,
             )
         )
+        if round_.waited_for_window_s > 0.01 and not self._warned_of_window:
+            self._warn_of_window(round_)
         return round_
 
     def allreduce(self, src: npt.NDArray[Any], dst: npt.NDArray[Any], weight: float = 1.0) -> Round:
@@ -170,6 +179,7 @@ class Exchange:
 
         `src` and `dst` are C-contiguous and of the layout's size; they may be the same array.
         """
+        self._begin()
         try:
             return self._core.allreduce(src, dst, weight)
         except errors.Error as error:
@@ -181,13 +191,42 @@ class Exchange:
 
     close = leave
 
+    def _begin(self) -> None:
+        if self._written_to >= 0:
+            self._core.reset_results(self._written_to)
+            self._written_to = -1
+        self._waiting_since = time.monotonic()
+        self._warned_of_stall = False
+
     def _failed(self, error: errors.Error) -> errors.Error:
         self._runtime.board.fail(error)
         return error
 
-    def _forget_writes(self) -> None:
-        self._core.reset_results(self._written_to)
-        self._written_to = -1
+    def _patrol(self) -> list[int]:
+        """What a waiting rank looks at now and then; returns dead ranks."""
+        board = self._runtime.board
+        board.check()
+        board.check_same_call(self.name)
+        waited = time.monotonic() - self._waiting_since
+        if waited > _STALL_WARNING_S and not self._warned_of_stall:
+            self._warned_of_stall = True
+            log.warning(
+                "%s: round %d, rank %d has waited %.0f s; missing ranks %s",
+                *(self.name[:80], self._core.number, self._runtime.rank, waited),
+                self._core.missing(),
+            )
+        return board.dead()
+
+    def _warn_of_window(self, round_: Round) -> None:
+        self._warned_of_window = True
+        progress = self._core.progress()
+        slowest = progress.index(min(progress))
+        log.warning(
+            "%s: round %d, rank %d waited %.2f s because the window of %d results is full: rank %d "
+            "is that far behind, and sets the pace from now on; use attempt(), or raise window=",
+            *(self.name[:80], round_.number, self._runtime.rank, round_.waited_for_window_s),
+            *(self.options.window, slowest),
+        )
 
 
 def _chunk(nbytes: int) -> int:

@@ -8,7 +8,6 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hvd_backup import _core, errors, launch
@@ -32,6 +31,7 @@ class Runtime:
         from mpi4py import MPI
 
         self.config = config
+        self._pid = os.getpid()
         self.comm = comm.Dup()
         self.rank, self.size = comm.rank, comm.size
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
@@ -114,21 +114,13 @@ class Runtime:
         """A context in which an error of this package reaches the other ranks as well."""
         return _FailingTogether(self.board)
 
-    def patrol(self, description: str) -> Callable[[], list[int]]:
-        """What a rank that waits in a round of `description` looks at; returns dead ranks."""
-
-        def look() -> list[int]:
-            self.board.check()
-            self.board.check_same_call(description)
-            return self.board.dead()
-
-        return look
-
     def add(self, leaver: Leaver) -> None:
         self._leavers.add(leaver)
 
     def leave(self, error: BaseException | None = None) -> None:
         """Nobody waits for this rank any more; with `error`, the others raise PeerFailed."""
+        if os.getpid() != self._pid:
+            return  # a forked child, a DataLoader's worker say, ends: that is not this rank's end
         if isinstance(error, Exception):
             self.board.fail(error)
         for leaver in list(self._leavers):

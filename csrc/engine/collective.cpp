@@ -84,6 +84,25 @@ bool Collective::sealed_without_me() const {
   return ledger.number() == number() && ledger.is_sealed() && !ledger.contains(rank_);
 }
 
+std::vector<int> Collective::missing() const {
+  std::vector<std::uint64_t> words(RoundLedger::words(options_.policy.world));
+  arena_.ledger(number()).read(words.data());
+  const RoundLedger ledger(options_.policy, words.data());
+  std::vector<int> ranks;
+  for (int rank = 0; rank < options_.policy.world; ++rank) {
+    if (ledger.number() != number() || !ledger.contains(rank)) ranks.push_back(rank);
+  }
+  return ranks;
+}
+
+std::vector<RoundNumber> Collective::progress() const {
+  std::vector<RoundNumber> released;
+  for (int rank = 0; rank < options_.policy.world; ++rank) {
+    released.push_back(arena_.member(rank).released.load(std::memory_order_acquire));
+  }
+  return released;
+}
+
 RoundReport Collective::wait() { return finish(nullptr); }
 
 void Collective::release() {
@@ -186,7 +205,7 @@ RoundReport Collective::finish(std::byte* out) {
   ResultCondition result(*this, out);
   vigil_.wait(number_, arena_.round(number_).bell, result);
   phase_ = Phase::loaded;
-  return result.report(blocked_ + clock_.now() - start);
+  return result.report(clock_.now() - start);
 }
 
 void Collective::fold_carried(double& weight) {

@@ -21,6 +21,7 @@ struct RoundReport {
   Nanoseconds first_at = 0;              ///< the first arrival
   Nanoseconds sealed_at = 0;
   Nanoseconds waited = 0;                ///< how long this rank was blocked
+  Nanoseconds waited_for_window = 0;     ///< of this: because the window was full
 };
 
 /// The partial all-reduce of one node: one rank's end of it.
@@ -56,6 +57,10 @@ class Collective {
   void skip();
   /// Whether the next round is sealed already, without this rank.
   bool sealed_without_me() const;
+  /// Ranks that have not arrived in the round that is open, or being waited for.
+  std::vector<int> missing() const;
+  /// For every rank: rounds it has released; kUnbounded if it has left.
+  std::vector<RoundNumber> progress() const;
   /// Helps, and blocks until the result can be read.
   RoundReport wait();
   /// The buffer with the result, from wait() to release().

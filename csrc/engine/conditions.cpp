@@ -64,21 +64,13 @@ void Collective::ResultCondition::copy_out(int buffer, bool all) {
   }
 }
 
-std::vector<int> Collective::ResultCondition::absent() const {
-  std::vector<int> ranks;
-  for (int rank = 0; rank < owner_.arena_.spec().world; ++rank) {
-    if (ledger_.number() != owner_.number_ || !ledger_.contains(rank)) ranks.push_back(rank);
-  }
-  return ranks;
-}
-
 std::string Collective::ResultCondition::missing(const std::string& after) const {
   if (sealed_) {
     return "sealed, but no result " + after + "; contributors " + join(ledger_.contributors()) +
            " do not finish it; raise timeout=";
   }
   const Policy& policy = owner_.options_.policy;
-  const std::vector<int> ranks = absent();
+  const std::vector<int> ranks = owner_.missing();
   const int present = policy.world - static_cast<int>(ranks.size());
   return std::to_string(present) + " of " + std::to_string(policy.quorum) +
          " contributions " + after + "; missing " + (ranks.size() == 1 ? "rank " : "ranks ") + join(ranks) +
@@ -88,7 +80,7 @@ std::string Collective::ResultCondition::missing(const std::string& after) const
 std::string Collective::ResultCondition::hopeless() const {
   if (sealed_) return {};
   std::vector<int> gone;
-  const std::vector<int> ranks = absent();
+  const std::vector<int> ranks = owner_.missing();
   for (int rank : ranks) {
     if (owner_.arena_.member(rank).left.load() != 0) gone.push_back(rank);
   }
@@ -112,7 +104,8 @@ RoundReport Collective::ResultCondition::report(Nanoseconds waited) const {
   report.contributed = ledger_.contains(owner_.rank_);
   report.first_at = ledger_.first_at();
   report.sealed_at = ledger_.sealed_at();
-  report.waited = waited;
+  report.waited = waited + owner_.blocked_;
+  report.waited_for_window = owner_.blocked_;
   for (int rank : report.contributors) {
     const Entry& entry = owner_.arena_.entry(number, rank);
     report.arrived_at.push_back(entry.arrived_at.load(std::memory_order_relaxed));

@@ -39,7 +39,6 @@ class Collective::ResultCondition {
  private:
   bool seal_seen();
   void copy_out(int buffer, bool all);
-  std::vector<int> absent() const;
 
   Collective& owner_;
   std::byte* out_;

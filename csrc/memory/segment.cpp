@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -74,8 +75,8 @@ std::string Segment::path() const {
 }
 
 PrivateView::PrivateView(const Segment& segment, std::size_t offset, std::size_t bytes)
-    : size_(bytes) {
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE,
+    : size_(std::max<std::size_t>(bytes, 1)) {
+  void* data = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE,
                     segment.fd(), checked_cast<off_t>(offset));
   if (data == MAP_FAILED) fail("cannot map a private view of " + in_mib(bytes), errno);
   data_ = static_cast<std::byte*>(data);

@@ -195,7 +195,7 @@ std::string describe(const RoundReport& r) {
 
 py::tuple pack(const RoundReport& r) {
   return py::make_tuple(r.number, r.contributors, r.arrived_at, r.contributed, r.weight, r.first_at,
-                        r.sealed_at, r.waited);
+                        r.sealed_at, r.waited, r.waited_for_window);
 }
 
 RoundReport unpack(const py::tuple& t) {
@@ -206,7 +206,8 @@ RoundReport unpack(const py::tuple& t) {
           t[4].cast<double>(),
           t[5].cast<Nanoseconds>(),
           t[6].cast<Nanoseconds>(),
-          t[7].cast<Nanoseconds>()};
+          t[7].cast<Nanoseconds>(),
+          t[8].cast<Nanoseconds>()};
 }
 
 void bind_round(py::module_& m) {
@@ -231,6 +232,9 @@ void bind_round(py::module_& m) {
       .def_property_readonly(
           "waited_s", [](const RoundReport& r) { return seconds(r.waited); },
           "Seconds this rank was blocked in the exchange.")
+      .def_property_readonly(
+          "waited_for_window_s", [](const RoundReport& r) { return seconds(r.waited_for_window); },
+          "Of these, seconds in which the window was full because others were behind.")
       .def("__repr__", &describe)
       .def(py::pickle(&pack, &unpack));
 }
@@ -259,6 +263,8 @@ void bind_collective(py::module_& m) {
           py::arg("weight"), nogil)
       .def("skip", [](Handle& h) { h.collective().skip(); }, nogil)
       .def("sealed_without_me", [](Handle& h) { return h.collective().sealed_without_me(); })
+      .def("missing", [](Handle& h) { return h.collective().missing(); })
+      .def("progress", [](Handle& h) { return h.collective().progress(); })
       .def("wait", [](Handle& h) { return h.collective().wait(); }, nogil)
       .def("release", [](Handle& h) { h.collective().release(); }, nogil)
       .def("allreduce", &Handle::allreduce, py::arg("src"), py::arg("dst"), py::arg("weight"))
