@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 class Overtaken(BaseException):
-    """The round was sealed without this rank. Not an Exception: nobody should catch it in between."""
+    """The round was sealed without this rank. Not an Exception: no handler should catch it."""
 
 
 class Attempt:
@@ -21,9 +21,7 @@ class Attempt:
     assigned (a loss, say) may be missing after it: look at ``completed``.
     """
 
-    def __init__(
-        self, overtaken: Callable[[], bool], finished: Callable[[Attempt, bool], None]
-    ) -> None:
+    def __init__(self, overtaken: Callable[[], bool], finished: Callable[[bool], None]) -> None:
         self._overtaken = overtaken
         self._finished = finished
         self.completed = False
@@ -47,7 +45,7 @@ class Attempt:
         self._hook.remove()
         self.completed = kind is None
         overtaken = isinstance(error, Overtaken)
-        self._finished(self, overtaken)
+        self._finished(overtaken)
         return overtaken
 
     def _enter_module(self, module: Any, args: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from hvd_backup import runtime
 from hvd_backup.config import RoundOptions
@@ -14,7 +15,8 @@ from hvd_backup.reports import Round, Stats
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.layout import GradientLayout
 
-_OWNER = "_hvd_backup_owner"
+# Not an attribute of the parameter: torch.save(model) would pickle it.
+_owners = WeakTensorKeyDictionary()
 
 
 def DistributedOptimizer(  # noqa: N802 (Horovod's name)
@@ -40,10 +42,10 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
 
     `backup_workers` is b of R ranks, R - b gradients close a round (default: HVD_BACKUP_WORKERS,
     else 0: every rank counts, as in Horovod). `late` is what becomes of a gradient that misses its
-    round: "drop", or "carry" it into the next. `grace` and `timeout` are in seconds; `window` is how
-    many results are kept for late ranks, and so how many rounds a rank may fall behind before the
-    others wait for it. All ranks construct it with the same arguments; the first ``step()`` sets it
-    up. Every rank makes the same number of steps.
+    round: "drop", or "carry" it into the next. `grace` and `timeout` are in seconds; `window` is
+    how many results are kept for late ranks, and so how many rounds a rank may fall behind before
+    the others wait for it. All ranks construct it with the same arguments; the first ``step()``
+    sets it up. Every rank makes the same number of steps.
 
     Raises ValueError or TypeError for arguments that cannot be. ``step()`` raises Mismatch when
     ranks disagree, RoundTimeout, which names the missing ranks, and PeerFailed.
@@ -99,7 +101,7 @@ class _Rounds:
         RoundOptions.resolve(world.config, world=world.size, nbytes=0, **options)
         GradientLayout(self._params, [self._name(p) for p in self._params])
         for param in self._params:
-            if getattr(param, _OWNER, None) is not None:
+            if param in _owners:
                 raise ValueError(
                     f"parameter {self._name(param)!r} already has a DistributedOptimizer; "
                     "call close() on it first"
@@ -129,8 +131,8 @@ class _Rounds:
             handle.remove()
         self._handles.clear()
         for param in self._params:
-            if getattr(param, _OWNER, None) is self:
-                delattr(param, _OWNER)
+            if _owners.get(param) is self:
+                del _owners[param]
         if self._exchange is not None:
             self._own_gradients()
             self._exchange.close()
@@ -138,7 +140,7 @@ class _Rounds:
     # A round
 
     def _step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if len(args) > 1 and args[1] is not None or kwargs.get("closure") is not None:
+        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
             raise ValueError(
                 "step(closure) cannot be distributed: the closure would compute gradients after "
                 "the exchange; call backward() first, then step()"
@@ -195,7 +197,7 @@ class _Rounds:
     def _sealed_without_me(self) -> bool:
         return self._exchange is not None and self._exchange.sealed_without_me()
 
-    def _finish_attempt(self, attempt: Attempt, overtaken: bool) -> None:
+    def _finish_attempt(self, overtaken: bool) -> None:
         self._attempt = None
         self._overtaken = overtaken
 
@@ -211,7 +213,7 @@ class _Rounds:
 
     def _set_up(self, params: list[torch.Tensor]) -> None:
         """Slots and window for these parameters. All ranks come here in the same step."""
-        self._take([p for p in params if getattr(p, _OWNER, None) is not self])
+        self._take([p for p in params if _owners.get(p) is not self])
         names = [self._name(p) for p in params]
         layout = GradientLayout(params, names)
         kind = type(self._optimizer).__name__
@@ -242,7 +244,7 @@ class _Rounds:
 
     def _take(self, params: list[torch.Tensor]) -> None:
         for param in params:
-            setattr(param, _OWNER, self)
+            _owners[param] = self
             register: Any = param.register_post_accumulate_grad_hook
             self._handles.append(register(self._stage))
 
