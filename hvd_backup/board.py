@@ -38,6 +38,7 @@ class Board:
         self._members = raw[_FAILURE.itemsize : self.bytes(world)].view(_MEMBER)
         self._life = LifeLock(segment, world, rank)
         self._rank = rank
+        self._ahead = np.zeros(world, np.bool_)  # as check_same_call saw it last
 
     def enter_setup(self, text: str) -> None:
         """Note that this rank is about to set up `text` together with all others."""
@@ -47,8 +48,10 @@ class Board:
 
     def finish_setup(self) -> None:
         me = self._members[self._rank]
-        me["setups"] += np.uint64(1)
+        # In this order: nobody must see this rank in a set-up after the last one it has seen.
         me["in_setup"] = 0
+        me["setups"] += np.uint64(1)
+        self._ahead[:] = False
 
     def leave(self) -> None:
         """This rank ends in good order: its process may go."""
@@ -82,13 +85,24 @@ class Board:
     def left(self) -> list[int]:
         return [int(rank) for rank in np.flatnonzero(self._members["left"])]
 
+    def not_here(self) -> list[int]:
+        """Ranks that are not yet in the set-up this rank is in."""
+        mine = self._members["setups"][self._rank]
+        here = (self._members["in_setup"] == 1) | (self._members["setups"] > mine)
+        return [int(rank) for rank in np.flatnonzero(~here)]
+
     def check_same_call(self, mine: str) -> None:
-        """While this rank waits in a round of `mine`: nobody may be in a set-up it has not seen."""
+        """While this rank waits in a round of `mine`: nobody may be in a set-up it has not seen.
+
+        To be called while waiting, each time after a look whether the wait is over. A rank that is
+        ahead may just have ended it, so that only one that stays ahead until the next call counts.
+        """
         me = self._members[self._rank]
         if me["in_setup"]:
             return
-        ahead = (self._members["in_setup"] == 1) & (self._members["setups"] == me["setups"])
-        for rank in np.flatnonzero(ahead):
+        before = self._ahead
+        self._ahead = (self._members["in_setup"] == 1) & (self._members["setups"] == me["setups"])
+        for rank in np.flatnonzero(before & self._ahead):
             theirs = bytes(self._members["text"][rank]).decode(errors="replace")
             raise errors.Mismatch(
                 f"rank {self._rank} is in {mine}, rank {rank} in {theirs}; every rank must make "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from hvd_backup import errors, runtime
+from hvd_backup import runtime
 from hvd_backup.exchange import Exchange
 from hvd_backup.reports import Round
 
@@ -125,7 +125,10 @@ def _plan(label: str, batch: list[Array], options: tuple[Any, ...]) -> Exchange:
     if plan is None:
         backup_workers, grace, window, timeout = options
         plan = Exchange(
-            [(dtype, sum(a.size for a in batch if a.dtype.name == dtype)) for dtype in _kinds(batch)],
+            [
+                (dtype, sum(a.size for a in batch if a.dtype.name == dtype))
+                for dtype in _kinds(batch)
+            ],
             backup_workers=backup_workers,
             grace=grace,
             window=window,
@@ -173,12 +176,12 @@ def allreduce(array: Array, op: str = Average) -> Array:
     operations = {Average: MPI.SUM, Sum: MPI.SUM, Min: MPI.MIN, Max: MPI.MAX, Product: MPI.PROD}
     if op not in operations:
         raise ValueError(f"op={op!r}: use one of {', '.join(operations)}")
-    source = np.ascontiguousarray(array)
+    source = np.asarray(array, order="C")
     if op == Average and not np.issubdtype(source.dtype, np.inexact):
         raise TypeError(f"the average of {source.dtype} is no {source.dtype}; use op=hb.Sum")
     half = source.dtype == np.float16  # MPI has no such type
     work = source.astype(np.float32) if half else source
-    _agree("allreduce", source.shape, source.dtype.str, op)
+    runtime.current().meet(f"allreduce({_kind(source)}, op={op})")
     result = np.empty_like(work)
     runtime.current().comm.Allreduce(work, result, op=operations[op])
     if op == Average:
@@ -193,7 +196,7 @@ def broadcast(array: Array, root_rank: int = 0) -> Array:
     """
     _check_root(root_rank)
     result = np.array(array, order="C", copy=True)
-    _agree("broadcast", result.shape, result.dtype.str, root_rank)
+    runtime.current().meet(f"broadcast({_kind(result)}, root_rank={root_rank})")
     # As bytes: every dtype goes, float16 included.
     runtime.current().comm.Bcast(result.reshape(-1).view(np.uint8), root=root_rank)
     return result
@@ -207,7 +210,8 @@ def allgather(array: Array) -> Array:
     source = np.ascontiguousarray(array)
     if np.ndim(array) == 0:
         raise ValueError("allgather needs at least one axis to concatenate along")
-    _agree("allgather", source.shape[1:], source.dtype.str)
+    shape = ", ".join(["any", *map(str, source.shape[1:])])
+    runtime.current().meet(f"allgather({source.dtype}[{shape}])")
     comm = runtime.current().comm
     lengths = comm.allgather(source.shape[0])
     result = np.empty((sum(lengths), *source.shape[1:]), source.dtype)
@@ -219,18 +223,20 @@ def allgather(array: Array) -> Array:
 
 def barrier() -> None:
     """Wait until all ranks are here."""
-    runtime.current().comm.Barrier()
+    runtime.current().meet("barrier()")
 
 
 def broadcast_object(obj: T | None = None, root_rank: int = 0, name: str | None = None) -> T:
     """`root_rank`'s object (anything that pickles), on every rank."""
     _check_root(root_rank)
+    runtime.current().meet(f"broadcast_object(root_rank={root_rank})")
     result: T = runtime.current().comm.bcast(obj, root=root_rank)
     return result
 
 
 def allgather_object(obj: T, name: str | None = None) -> list[T]:
     """The objects of all ranks, in order of rank."""
+    runtime.current().meet("allgather_object()")
     return runtime.current().comm.allgather(obj)
 
 
@@ -240,9 +246,5 @@ def _check_root(root_rank: int) -> None:
         raise ValueError(f"root_rank={root_rank} is not in a world of {size} ranks")
 
 
-def _agree(what: str, *signature: Any) -> None:
-    """Raise Mismatch, on every rank, unless all ranks call the same with the same."""
-    everybody = runtime.current().comm.allgather((what, *signature))
-    if any(theirs != everybody[0] for theirs in everybody):
-        told = runtime.quote_groups([f"{name}{rest}" for name, *rest in everybody])
-        raise errors.Mismatch(f"the ranks disagree: {told}")
+def _kind(array: Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"

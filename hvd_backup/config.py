@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -57,6 +57,9 @@ class RoundOptions:
     grace: float
     window: int
     timeout: float
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in asdict(self).items())
 
     @classmethod
     def resolve(
@@ -111,7 +114,7 @@ def default_window(backup_workers: int, nbytes: int) -> int:
 
 
 def _seconds(name: str, value: float, *, zero: bool) -> float:
-    if not math.isfinite(value) and value != math.inf or value < 0 or (value == 0 and not zero):
+    if math.isnan(value) or value < 0 or (value == 0 and not zero):
         least = "0 or more" if zero else "more than 0"
         raise ValueError(f"{name}={value!r}: use seconds, {least}")
     return float(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,10 +69,21 @@ class Exchange:
         self.nbytes = nbytes
         self.name = name
         self._runtime = world
-        world.set_up(name, (self.layout, self.options, signature), self.options.timeout)
+        call = f"{name} with {self.options}"
+        world.meet(call, (self.layout, self.options, signature), self.options.timeout)
         spec = _core.ArenaSpec(
-            world.size, self.options.backup_workers, self.options.window, self.layout, _chunk(nbytes)
+            world.size,
+            self.options.backup_workers,
+            self.options.window,
+            self.layout,
+            _chunk(nbytes),
         )
+        this = weakref.ref(self)  # a patrol that kept its exchange alive would leak both
+
+        def patrol() -> list[int]:
+            exchange = this()
+            return exchange._patrol() if exchange is not None else []  # noqa: SLF001
+
         self._core = _core.Collective(
             world.shared_segment(spec.bytes),
             spec,
@@ -82,7 +94,7 @@ class Exchange:
             timeout=self.options.timeout,
             patience=world.patience,
             remote_reads=world.remote_reads,
-            patrol=self._patrol,
+            patrol=patrol,
         )
         world.add(self)
         self.stats = Stats()
@@ -170,6 +182,7 @@ class Exchange:
                 round_.contributed,
             )
         )
+        self._runtime.rounds += 1
         if round_.waited_for_window_s > 0.01 and not self._warned_of_window:
             self._warn_of_window(round_)
         return round_
@@ -181,9 +194,11 @@ class Exchange:
         """
         self._begin()
         try:
-            return self._core.allreduce(src, dst, weight)
+            round_ = self._core.allreduce(src, dst, weight)
         except errors.Error as error:
             raise self._failed(error) from None
+        self._runtime.rounds += 1
+        return round_
 
     def leave(self) -> None:
         """Nobody waits for this rank in this exchange any more."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from hvd_backup._core import Round as Round
+from hvd_backup._core import Round
+
+__all__ = ["Round", "RoundRecord", "Stats"]
 
 _HISTORY = 100_000  # rounds; a training run of months must not fill the memory
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
+_QUOTE = 300  # characters of a call that an error quotes
+
+
 class Leaver(Protocol):
     """Something that lives in the runtime and must be left with it."""
 
@@ -47,6 +50,8 @@ class Runtime:
             )
         self._leavers: weakref.WeakSet[Leaver] = weakref.WeakSet()
         self.plans: dict[Any, Any] = {}
+        self.rounds = 0
+        """Rounds this rank has been through, all exchanges together."""
         self.board = Board(self.shared_segment(Board.bytes(self.size)), self.size, self.rank)
         self.remote_reads = self._probe_remote_reads()
         self.patience = self._choose_patience()
@@ -76,36 +81,44 @@ class Runtime:
         assert made is not None
         return made
 
-    def set_up(self, description: str, signature: Any, timeout: float) -> None:
-        """Meet all ranks before something is set up, and make sure that it is the same thing.
+    def meet(self, call: str, signature: Any = None, timeout: float | None = None) -> None:
+        """Wait until all ranks are in this call; what follows waits for nobody who computes.
 
-        `signature` is compared for equality. Raises Mismatch, on every rank, that quotes the
-        different descriptions; RoundTimeout and PeerFailed as any wait does.
+        `call`, in words, and `signature` are compared for equality. Raises Mismatch, on every
+        rank, that quotes what differs, also when ranks have made different numbers of rounds;
+        RoundTimeout and PeerFailed as any wait does.
         """
-        self.board.enter_setup(description)
+        self.board.enter_setup(call)
         with self.failing_together():
-            self._gate(description, timeout)
-            # Everybody is here: what follows waits for nobody who computes.
-            everybody = self.comm.allgather((signature, description))
-            if any(theirs != signature for theirs, _ in everybody):
-                raise errors.Mismatch(
-                    "the ranks disagree: " + quote_groups([text for _, text in everybody])
-                )
+            self._gate(call, self.config.timeout if timeout is None else timeout)
+        everybody = self.comm.allgather((call, self.rounds, signature))
         self.board.finish_setup()
+        if any(theirs != everybody[0] for theirs in everybody):
+            same_rounds = all(rounds == self.rounds for _, rounds, _ in everybody)
+            raise errors.Mismatch(
+                "the ranks disagree: "
+                + quote_groups(
+                    [f"{c}{'' if same_rounds else f' after {n} rounds'}" for c, n, _ in everybody]
+                )
+            )
 
-    def _gate(self, description: str, timeout: float) -> None:
+    def _gate(self, call: str, timeout: float) -> None:
+        self.board.check()  # after a failure the ranks' calls match no more
         request = self.comm.Ibarrier()
         deadline = time.monotonic() + timeout
         nap = 20e-6
         while not request.Test():
             self.board.check()
             if dead := self.board.dead():
-                raise errors.PeerFailed(f"{description}: ranks {dead} died")
+                raise errors.PeerFailed(f"{call}: {ranks_have(dead)} died")
             if left := self.board.left():
-                raise errors.PeerFailed(f"{description}: ranks {left} have left")
+                raise errors.PeerFailed(
+                    f"{call}: {ranks_have(left)} left; every rank must make the same calls"
+                )
             if time.monotonic() > deadline:
                 raise errors.RoundTimeout(
-                    f"{description}: not all ranks came within {timeout:g} s; raise timeout="
+                    f"{call}: not all ranks came within {timeout:g} s; missing "
+                    f"{ranks_text(self.board.not_here())}; raise timeout="
                 )
             time.sleep(nap)
             nap = min(2 * nap, 5e-3)
@@ -161,14 +174,26 @@ class _FailingTogether:
 
 
 def quote_groups(descriptions: list[str]) -> str:
-    """The descriptions, one per rank, each once with its ranks."""
+    """The descriptions, one per rank, each once with its ranks; what is long, where it differs."""
+    if max(map(len, descriptions)) > _QUOTE:
+        columns = enumerate(zip(*descriptions, strict=False))
+        differs = next((i for i, letters in columns if len(set(letters)) > 1), 0)
+        first = max(0, differs - _QUOTE // 2)
+        descriptions = ["…" * (first > 0) + text[first : first + _QUOTE] for text in descriptions]
     groups: dict[str, list[int]] = {}
     for rank, text in enumerate(descriptions):
         groups.setdefault(text, []).append(rank)
-    return "; ".join(
-        f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}: {text}"
-        for text, ranks in groups.items()
-    )
+    return "; ".join(f"{ranks_text(ranks)}: {text}" for text, ranks in groups.items())
+
+
+def ranks_text(ranks: list[int]) -> str:
+    """``rank 2``, ``ranks 2, 7``."""
+    return f"rank{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def ranks_have(ranks: list[int]) -> str:
+    """``rank 2 has``, ``ranks 2, 7 have``."""
+    return f"{ranks_text(ranks)} {'has' if len(ranks) == 1 else 'have'}"
 
 
 _runtime: Runtime | None = None

@@ -61,12 +61,11 @@ def broadcast_parameters(
     for name, tensor in entries:
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"broadcast_parameters: {name!r} is {type(tensor).__name__}, no tensor")
-    runtime.current().set_up(
+    runtime.current().meet(
         "broadcast_parameters("
         + ", ".join(f"{name}: {_kind(t)}" for name, t in entries)
         + f", root_rank={root_rank})",
         [(name, tuple(t.shape), str(t.dtype)) for name, t in entries],
-        runtime.current().config.timeout,
     )
     for _, tensor in entries:
         broadcast_(tensor, root_rank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.layout import GradientLayout
 
 # Not an attribute of the parameter: torch.save(model) would pickle it.
-_owners = WeakTensorKeyDictionary()
+_owners: MutableMapping[torch.Tensor, _Rounds] = WeakTensorKeyDictionary()
 
 
 def DistributedOptimizer(  # noqa: N802 (Horovod's name)
