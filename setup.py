@@ -1,0 +1,76 @@
+"""Builds and installs hvd_backup; the compiling is left to csrc/CMakeLists.txt."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+# One build folder per Python, kept between calls, so that a rebuild compiles what changed.
+BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+
+
+def tool(name: str) -> str:
+    """Path of a build tool: the one beside this Python, else the one on PATH."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name) or name
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake once, then takes the modules from the build folder."""
+
+    def run(self) -> None:
+        configure = [
+            *(tool("cmake"), "-S", str(ROOT / "csrc"), "-B", str(BUILD), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            *shlex.split(os.environ.get("HVD_BACKUP_CMAKE_ARGS", "")),
+        ]
+        jobs = str(len(os.sched_getaffinity(0)))
+        subprocess.run(configure, check=True)
+        subprocess.run([tool("cmake"), "--build", str(BUILD), "--parallel", jobs], check=True)
+        super().run()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Copies one module; that _mpi was not built is no error, _mpi is optional."""
+        built = BUILD / Path(self.get_ext_filename(ext.name)).name
+        if not built.exists():
+            raise CompileError(f"{built.name} was not built, see CMake's message above")
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(built), str(target))
+
+
+setup(
+    name="hvd_backup",
+    version="0.1.0",
+    description="Partial all-reduce with backup workers for data-parallel training",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["hvd_backup", "hvd_backup.*"]),
+    package_data={
+        "hvd_backup": ["py.typed", "*.pyi"],
+        "hvd_backup.study": ["templates/*"],
+    },
+    ext_modules=[
+        Extension("hvd_backup._core", sources=[]),
+        Extension("hvd_backup._mpi", sources=[], optional=True),
+    ],
+    cmdclass={"build_ext": CMakeBuild},
+    install_requires=["numpy>=1.24", "mpi4py>=4.0"],
+    extras_require={
+        "torch": ["torch>=2.1"],
+        "demo": ["torch>=2.1", "scikit-learn", "matplotlib", "jinja2", "rich", "typer"],
+        "test": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.2"],
+        "lint": ["ruff", "mypy", "codespell", "clang-format", "clang-tidy", "import-linter"],
+    },
+    entry_points={"console_scripts": ["hvd-backup = hvd_backup.cli:main"]},
+)

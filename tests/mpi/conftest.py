@@ -1,0 +1,157 @@
+"""Under mpirun every rank runs the same tests, and the world passes or fails as one.
+
+* A failure on one rank prints its report, with the rank, and ends the world: the other ranks are
+  in a collective by then and would wait for ever.
+* A test that exceeds its time limit (pytest-timeout's setting and marker) prints all ranks' Python
+  stacks and ends the world.
+* Only rank 0 shows progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import hashlib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORLD = pytest.StashKey["World"]()
+# How long a failed rank leaves the others to say that they failed too.
+OTHERS_S = 1.0
+
+
+class World:
+    """This rank, what it needs to speak for all, and to end all."""
+
+    def __init__(self) -> None:
+        from mpi4py import MPI
+
+        self.comm = MPI.COMM_WORLD
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.pids: list[int] = self.comm.allgather(os.getpid())
+        self.folder = Path(self.comm.bcast(tempfile.mkdtemp() if self.rank == 0 else None))
+        self.stderr = os.dup(2)  # pytest captures 2 during tests
+        self.stacks = self.stacks_of(self.rank).open("w")
+        faulthandler.register(signal.SIGUSR1, file=self.stacks, all_threads=True)
+        self.timer: threading.Timer | None = None
+        self.comm.Barrier()
+
+    def stacks_of(self, rank: int) -> Path:
+        return self.folder / f"stacks-{rank}"
+
+    def say(self, text: str) -> None:
+        """Write in one piece, so that mpirun does not mix the ranks' lines."""
+        data = (text.rstrip() + "\n").encode()
+        while data:
+            data = data[os.write(self.stderr, data) :]
+
+    def first_to(self, name: str) -> bool:
+        """Whether no other rank has done `name` yet."""
+        try:
+            (self.folder / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # the folder is gone: the world is ending
+            return False
+        return True
+
+    def fail(self, headline: str, text: str) -> None:
+        """Print the report of this rank's failure, then end the world."""
+        heading = f"=== rank {self.rank} of {self.size}: {headline} "
+        if self.first_to(hashlib.sha256(text.encode()).hexdigest()):
+            self.say(f"\n{heading:=<100}\n{text}")
+        else:
+            self.say(f"{heading}(the same report as another rank's)")
+        time.sleep(OTHERS_S)
+        self.end()
+
+    def end(self) -> None:
+        """Abort. mpirun returns a non-zero exit status."""
+        time.sleep(0.2)  # mpirun has to read what was said
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.comm.Abort(1)
+        os._exit(1)
+
+    def out_of_time(self, test: str, limit_s: float) -> None:
+        """Show where all ranks are, then end the world. Runs in the timer's thread."""
+        if not self.first_to("out-of-time"):
+            return  # another rank does it
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+        time.sleep(1.0)
+        self.say(
+            f"\n=== TIME LIMIT: rank {self.rank} of {self.size} is in {test} "
+            f"since {limit_s:g} s; where the ranks are:\n"
+            + "".join(
+                f"--- rank {rank} (pid {pid})\n{self.stacks_of(rank).read_text()}"
+                for rank, pid in enumerate(self.pids)
+            )
+        )
+        self.end()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--with-mpi", default=False):
+        return
+    world = World()
+    config.stash[WORLD] = world
+    if world.rank != 0:
+        progress = config.pluginmanager.get_plugin("terminalreporter")
+        config.pluginmanager.unregister(progress)
+        nowhere = Path(os.devnull).open("w")  # noqa: SIM115, as it stays open
+        config.pluginmanager.register(pytest.TerminalReporter(config, nowhere), "terminalreporter")
+    if world.size > 1:
+        config.pluginmanager.register(_FailTogether(world))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    world = config.stash.get(WORLD, None)
+    if world is not None and world.rank == 0:
+        shutil.rmtree(world.folder, ignore_errors=True)
+
+
+class _FailTogether:
+    """The hooks of a world of several ranks."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            output = "".join(f"\n--- {title}\n{text}" for title, text in report.sections)
+            self.world.fail(f"{report.nodeid} failed ({report.when})", report.longreprtext + output)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.world.fail(f"{report.nodeid} cannot be collected", report.longreprtext)
+
+    def pytest_internalerror(self, excrepr: object) -> None:
+        self.world.fail("pytest failed", str(excrepr))
+
+    def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> bool:
+        """Take the place of pytest-timeout's timer, which knows one process only."""
+        limit_s = settings.timeout
+        # In case the test holds the GIL, so that the timer's thread cannot run.
+        faulthandler.dump_traceback_later(limit_s + 15, exit=True, file=self.world.stderr)
+        self.world.timer = threading.Timer(
+            limit_s, self.world.out_of_time, (item.nodeid, float(limit_s))
+        )
+        self.world.timer.daemon = True
+        self.world.timer.start()
+        return True
+
+    def pytest_timeout_cancel_timer(self, item: pytest.Item) -> bool:
+        faulthandler.cancel_dump_traceback_later()
+        if self.world.timer is not None:
+            self.world.timer.cancel()
+        return True

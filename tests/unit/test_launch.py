@@ -1,0 +1,130 @@
+"""Launch detection: what each launcher leaves in the environment, and what is refused."""
+
+import pytest
+
+from hvd_backup.errors import LaunchError
+from hvd_backup.launch import Launch, check, check_same_library, detect
+
+# As printed by `env` under each launcher, less what does not matter here.
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "2",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_RANK": "2",
+}
+HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "3", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "3"}
+SRUN = {
+    "SLURM_PROCID": "9",
+    "SLURM_STEP_NUM_TASKS": "11",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2),3",
+}
+GLOO = {
+    "HOROVOD_RANK": "1",
+    "HOROVOD_SIZE": "2",
+    "HOROVOD_LOCAL_RANK": "1",
+    "HOROVOD_LOCAL_SIZE": "2",
+}
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none",
+    "RANK": "0",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "4",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        (OPEN_MPI, Launch("mpirun (Open MPI)", 2, 4, 0, 2)),
+        (HYDRA, Launch("mpirun (MPICH/hydra)", 1, 3, 1, 3)),
+        (SRUN, Launch("srun", 9, 11, 1, 3)),
+        (OPEN_MPI | {"HOROVOD_CYCLE_TIME": "1"}, Launch("horovodrun --mpi", 2, 4, 0, 2)),
+        (GLOO, Launch("horovodrun --gloo", 1, 2, 1, 2)),
+        (TORCHRUN, Launch("torchrun", 0, 8, 0, 4)),
+        ({"PATH": "/bin"}, Launch("none")),
+    ],
+    ids=lambda value: value.launcher if isinstance(value, Launch) else "",
+)
+def test_each_launcher_is_known_by_its_variables(environ, expected):
+    assert detect(environ) == expected
+
+
+@pytest.mark.parametrize(
+    "inner", [OPEN_MPI, HYDRA, TORCHRUN], ids=["Open MPI", "hydra", "torchrun"]
+)
+def test_a_launcher_started_by_srun_is_the_one_that_counts(inner):
+    assert detect(SRUN | inner) == detect(inner)
+
+
+def test_rank_variables_without_torchrun_are_no_launcher():
+    assert detect({"RANK": "0", "WORLD_SIZE": "4"}) == Launch("none")
+
+
+def test_a_batch_script_of_slurm_is_not_a_step_of_srun():
+    assert detect({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == Launch("none")
+
+
+def test_what_a_launcher_says_badly_is_not_promised():
+    odd = SRUN | {"SLURM_PROCID": "-1", "SLURM_STEP_TASKS_PER_NODE": "many"}
+    assert detect(odd) == Launch("srun", None, 11, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        (SRUN, "srun --mpi=pmix"),
+        (GLOO, "use 'horovodrun --mpi' or 'mpirun -n 2"),
+        (TORCHRUN, "torchrun starts no MPI; use 'mpirun -n 8 python"),
+        (OPEN_MPI, "belongs to Open MPI, and mpi4py has loaded another MPI"),
+        (HYDRA, "belongs to MPICH, Intel MPI or another MPI with hydra"),
+        (OPEN_MPI | {"HOROVOD_LOG_LEVEL": "info"}, "mpirun that horovodrun called"),
+    ],
+    ids=["srun", "gloo", "torchrun", "Open MPI", "hydra", "horovodrun --mpi"],
+)
+def test_worlds_of_one_are_refused_with_the_way_out(environ, words):
+    launch = detect(environ)
+    with pytest.raises(LaunchError) as raised:
+        check(launch, 0, 1)
+    text = str(raised.value)
+    assert text.startswith(f"{launch.launcher} started {launch.size} processes")
+    assert "rank 0 of an MPI world of 1" in text
+    assert words in text
+
+
+@pytest.mark.parametrize("environ", [OPEN_MPI, HYDRA, SRUN, GLOO, TORCHRUN, {}])
+def test_a_world_of_several_ranks_is_believed(environ):
+    check(detect(environ), 1, 3)
+
+
+def test_one_process_may_be_a_world_of_one():
+    check(detect({}), 0, 1)
+    check(detect(TORCHRUN | {"WORLD_SIZE": "1"}), 0, 1)
+    check(detect(OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"}), 0, 1)
+
+
+def test_one_library_is_accepted_under_two_names(tmp_path):
+    library = tmp_path / "libmpi.so.40.1"
+    library.touch()
+    link = tmp_path / "libmpi.so.40"
+    link.symlink_to(library)
+    check_same_library("Open MPI v5.0.11\n", str(link), "Open MPI v5.0.11\0", str(library))
+
+
+def test_two_versions_are_refused_and_both_are_named():
+    with pytest.raises(LaunchError, match=r"(?s)Open MPI v5.*/a.*MPICH Version: 4.*/b.*mpicxx"):
+        check_same_library("Open MPI v5", "/a", "MPICH Version: 4\nDate", "/b")
+
+
+def test_two_copies_of_one_version_are_refused():
+    with pytest.raises(LaunchError, match="another MPI library"):
+        check_same_library("Open MPI v5", "/a/libmpi.so", "Open MPI v5", "/b/libmpi.so")
+
+
+def test_where_paths_are_unknown_the_versions_decide():
+    check_same_library("Open MPI v5", "", "Open MPI v5", "/b/libmpi.so")
+    with pytest.raises(LaunchError, match="path unknown"):
+        check_same_library("Open MPI v5", "", "Open MPI v4", "")
