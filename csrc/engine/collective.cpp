@@ -36,6 +36,9 @@ ArenaSpec Collective::spec(const Policy& policy, int window, std::vector<Flat> f
   if (window < 1 || window > 4096) {
     throw InvalidArgument("window=" + std::to_string(window) + " is not between 1 and 4096");
   }
+  if (chunk_bytes < sizeof(double)) {
+    throw InvalidArgument("chunk_bytes=" + std::to_string(chunk_bytes) + " is less than an element");
+  }
   ArenaSpec spec;
   spec.world = policy.world;
   spec.records = window + 1;
@@ -123,7 +126,9 @@ RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double we
   start_round();
   const Flat& flat = arena_.spec().flats.front();
   const std::size_t bytes = flat.count * size_of(flat.dtype);
-  const bool stage = !options_.remote_reads || bytes <= kStageUpTo;
+  // A contribution that may be carried on must be in the slot.
+  const bool stage =
+      !options_.remote_reads || bytes <= kStageUpTo || options_.late == Late::carry;
   if (stage) copy_bytes(slot(), in, bytes, false);
   contribute(weight, stage ? nullptr : in);
   // What others may still read is not written before the round is done.
@@ -135,6 +140,8 @@ RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double we
 }
 
 void Collective::leave() {
+  release();
+  phase_ = Phase::left;
   Member& me = arena_.member(rank_);
   me.left.store(1);
   me.released.store(kUnbounded, std::memory_order_release);
@@ -149,12 +156,15 @@ void Collective::fail(const std::string& text) {
 }
 
 void Collective::start_round() {
+  if (phase_ == Phase::left) {
+    throw InvalidArgument("round " + std::to_string(number_) + ": this rank has left");
+  }
   if (phase_ == Phase::arrived) {
     throw InvalidArgument("round " + std::to_string(number_) + ": wait() must follow arrive()");
   }
   release();
   const Nanoseconds start = clock_.now();
-  vigil_.check(number_, start);
+  vigil_.check_failure();
   RoomCondition room(arena_, number_);
   vigil_.wait(number_, arena_.released_bell(), room);
   blocked_ = clock_.now() - start;

@@ -79,7 +79,7 @@ class Collective {
   void fail(const std::string& text);
 
  private:
-  enum class Phase { computing, arrived, loaded };
+  enum class Phase { computing, arrived, loaded, left };
   class RoomCondition;
   class ResultCondition;
 

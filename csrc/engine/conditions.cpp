@@ -1,5 +1,8 @@
 #include "engine/conditions.hpp"
 
+#include <algorithm>
+#include <iterator>
+
 #include "device/mean.hpp"
 
 namespace hvd_backup {
@@ -53,6 +56,9 @@ bool Collective::ResultCondition::seal_seen() {
 
 void Collective::ResultCondition::copy_out(int buffer, bool all) {
   if (buffer < 0) return;
+  // A reduction begun again: what was copied of the old one after others went on is worth nothing.
+  if (buffer != copied_from_) copied_ = 0;
+  copied_from_ = buffer;
   const Arena& arena = owner_.arena_;
   const std::byte* from = arena.result(buffer);
   const bool stream = arena.contribution_bytes() >= kStreamFrom;
@@ -79,11 +85,15 @@ std::string Collective::ResultCondition::missing(const std::string& after) const
 
 std::string Collective::ResultCondition::hopeless() const {
   if (sealed_) return {};
-  std::vector<int> gone;
-  const std::vector<int> ranks = owner_.missing();
-  for (int rank : ranks) {
-    if (owner_.arena_.member(rank).left.load() != 0) gone.push_back(rank);
+  // In this order: a rank may seal this round, load it and leave while we look.
+  std::vector<int> left;
+  for (int rank = 0; rank < owner_.arena_.spec().world; ++rank) {
+    if (owner_.arena_.member(rank).left.load() != 0) left.push_back(rank);
   }
+  const std::vector<int> missing = owner_.missing();
+  std::vector<int> gone;
+  std::set_intersection(left.begin(), left.end(), missing.begin(), missing.end(),
+                        std::back_inserter(gone));
   const Policy& policy = owner_.options_.policy;
   if (policy.world - static_cast<int>(gone.size()) >= policy.quorum) return {};
   return ranks_have(gone) + " left, so " + std::to_string(policy.quorum) +

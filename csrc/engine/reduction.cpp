@@ -31,7 +31,7 @@ void Reduction::begin(RoundNumber number, const std::vector<int>& contributors) 
   number_ = number;
   total_weight_ = 0;
   any_remote_ = false;
-  progress_ = 0;
+  progress_in_ = -1;
   progress_at_ = clock_.now();
   contributors_.clear();
   operands_.clear();
@@ -104,7 +104,7 @@ Reduction::Attempt Reduction::start_attempt(unsigned count) {
   if (!word.compare_exchange_strong(seen, mine, std::memory_order_acq_rel)) {
     arena_.result_control(buffer).owner.store(0, std::memory_order_release);
   }
-  progress_ = 0;
+  progress_in_ = -1;
   progress_at_ = clock_.now();
   return attempt();
 }
@@ -193,7 +193,9 @@ bool Reduction::is_stalled(int buffer) {
   const std::uint64_t done =
       arena_.result_control(buffer).chunks_done.load(std::memory_order_relaxed);
   const Nanoseconds now = clock_.now();
-  if (done != progress_) {
+  // A reduction that another rank has begun again gets its time, too.
+  if (done != progress_ || buffer != progress_in_) {
+    progress_in_ = buffer;
     progress_ = done;
     progress_at_ = now;
   }

@@ -11,7 +11,7 @@ namespace hvd_backup {
 
 /// Results from this size on go past the caches, which they would only empty (measured:
 /// docs/architecture.md).
-constexpr std::size_t kStreamFrom = std::size_t{32} << 20;
+constexpr std::size_t kStreamFrom = std::size_t{8} << 20;
 
 /// The work on one sealed round: its contributors take chunks from a shared counter and write
 /// their mean to a result buffer; whoever finishes the last chunk publishes the buffer.
@@ -76,6 +76,7 @@ class Reduction {
   std::vector<Contributor> contributors_;
   std::vector<Operand> operands_;
   std::vector<std::byte> scratch_;
+  int progress_in_ = -1;  // the buffer
   std::uint64_t progress_ = 0;
   Nanoseconds progress_at_ = 0;
 };

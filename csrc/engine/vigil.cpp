@@ -29,8 +29,12 @@ std::string ranks_have(const std::vector<int>& ranks) {
   return ranks.size() == 1 ? "rank " + join(ranks) + " has" : "ranks " + join(ranks) + " have";
 }
 
-void Vigil::check(RoundNumber round, Nanoseconds now) {
+void Vigil::check_failure() const {
   if (const std::optional<Failure> failure = arena_.failure()) rethrow(*failure);
+}
+
+void Vigil::check(RoundNumber round, Nanoseconds now) {
+  check_failure();
   if (now - checked_at_ < kPatrol) return;
   checked_at_ = now;
   if (!options_.patrol) return;

@@ -49,28 +49,42 @@ class Vigil {
         fail(round, FailureKind::peer, why);
       }
       if (now - start >= options_.timeout) {
+        if (condition.ready()) return;  // this rank was stopped between looking and asking the time
         fail(round, FailureKind::timeout, condition.missing(after(now - start)));
       }
       bell.sleep(ticket, nap(now, start + options_.timeout, condition.wake_at()));
     }
   }
 
-  /// Throws if another rank has failed or died, or the user interrupts. Cheap when called often.
-  void check(RoundNumber round, Nanoseconds now);
+  /// Throws if another rank has failed.
+  void check_failure() const;
 
   /// Ends every rank's waits with this text, and throws it here.
   [[noreturn]] void fail(RoundNumber round, FailureKind kind, const std::string& text);
 
  private:
+  /// Throws if another rank has failed or died, or the user interrupts. Cheap when called often.
+  /// What the patrol sees may be younger than what it was called for: first look at the condition.
+  void check(RoundNumber round, Nanoseconds now);
+
   template <class Condition>
   bool look(Condition& condition) {
     for (int i = 0; i < options_.patience.spins; ++i) {
       if (condition.ready()) return true;
       pause_briefly();
     }
+    if (waits_without_yield_ > 0) {
+      --waits_without_yield_;
+      return false;
+    }
     for (int i = 0; i < options_.patience.yields; ++i) {
+      const Nanoseconds yielded_at = clock_.now();
       sched_yield();
       if (condition.ready()) return true;
+      if (clock_.now() - yielded_at > kCostlyYield) {
+        waits_without_yield_ = kWaitsWithoutYield;
+        return false;
+      }
     }
     return false;
   }
@@ -80,11 +94,16 @@ class Vigil {
   std::string prefix(RoundNumber round) const;
   void rethrow(const Failure& failure) const;
 
+  // To yield to a rank that burns the core costs a slice of the scheduler; sleep for a while then.
+  static constexpr Nanoseconds kCostlyYield = 200 * kMicrosecond;
+  static constexpr int kWaitsWithoutYield = 50;
+
   const Arena& arena_;
   const Options& options_;
   const Clock& clock_;
   int rank_;
   Nanoseconds checked_at_ = 0;
+  int waits_without_yield_ = 0;
 };
 
 }  // namespace hvd_backup

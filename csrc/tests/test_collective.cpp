@@ -1,0 +1,391 @@
+// Layer engine: what a collective gives when nothing fails.
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/error.hpp"
+#include "check.hpp"
+#include "world.hpp"
+
+using namespace hvd_backup;
+using namespace hvd_backup::testing;
+
+namespace {
+
+constexpr int kWorlds[] = {1, 2, 3, 4, 5, 7};
+
+/// Every rank of a world by a thread of its own, `rounds` rounds; returns [rank][round].
+std::vector<std::vector<RoundReport>> run(World& world, int rounds) {
+  std::vector<std::vector<RoundReport>> reports(static_cast<std::size_t>(world.size()));
+  check::in_threads(world.size(), [&](int rank) {
+    for (int i = 0; i < rounds; ++i) {
+      const bool in_time = world.arrive(rank);
+      const RoundReport report = world.finish(rank);
+      CHECK_EQ(report.number, i);
+      CHECK_EQ(report.contributed, in_time);
+      reports[static_cast<std::size_t>(rank)].push_back(report);
+    }
+  });
+  return reports;
+}
+
+void check_same(const std::vector<std::vector<RoundReport>>& reports) {
+  for (const std::vector<RoundReport>& mine : reports) {
+    REQUIRE(mine.size() == reports[0].size());
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      CHECK_EQ(mine[i].contributors, reports[0][i].contributors);
+      CHECK_EQ(mine[i].arrived_at, reports[0][i].arrived_at);
+      CHECK_EQ(mine[i].weight, reports[0][i].weight);
+      CHECK_EQ(mine[i].first_at, reports[0][i].first_at);
+      CHECK_EQ(mine[i].sealed_at, reports[0][i].sealed_at);
+    }
+  }
+}
+
+/// A flat of `count` float32, all `value`.
+void fill_slot(Collective& rank, std::size_t count, float value) {
+  for (std::size_t i = 0; i < count; ++i) {
+    store(DType::float32, rank.slot(), i, static_cast<double>(value));
+  }
+}
+
+double element(Collective& rank, std::size_t i) {
+  return load(DType::float32, rank.result(), i);
+}
+
+Setup carrying() {
+  Setup setup;
+  setup.flats = {{DType::float32, 50}};
+  setup.options.late = Late::carry;
+  return setup;
+}
+
+}  // namespace
+
+TEST_CASE("every rank gets the same bits, the mean of the contributors, for every world and b") {
+  for (const int size : kWorlds) {
+    for (int backups = 0; backups < size; ++backups) {
+      World world(backup_workers(size, backups));
+      check_same(run(world, 12));
+    }
+  }
+}
+
+TEST_CASE("a round may have a window of one result, and chunks of one cache line") {
+  Setup setup;
+  setup.window = 1;
+  setup.chunk_bytes = 64;
+  World world(backup_workers(4, 1), setup);
+  check_same(run(world, 40));
+}
+
+TEST_CASE("flats of several dtypes and sizes, empty ones among them, go in one round") {
+  Setup setup;
+  setup.flats = {{DType::float16, 1000},
+                 {DType::float64, 33},
+                 {DType::float32, 0},
+                 {DType::bfloat16, 1},
+                 {DType::float32, 4097}};
+  World world(backup_workers(4, 2), setup);
+  check_same(run(world, 10));
+}
+
+TEST_CASE("a round without any element is a round all the same") {
+  Setup setup;
+  setup.flats = {};
+  World world(backup_workers(3, 1), setup);
+  check_same(run(world, 5));
+}
+
+TEST_CASE("contributions count as much as their weights say") {
+  Setup setup;
+  setup.weight = [](int rank, RoundNumber round) {
+    return 0.5 + rank + static_cast<double>(round % 3) / 3;
+  };
+  World world(backup_workers(5, 2), setup);
+  check_same(run(world, 12));
+}
+
+TEST_CASE("the contributors finish alone, and a late rank gets the same bits rounds later") {
+  World world(backup_workers(3, 1), with_window(5));
+  for (int i = 0; i < 5; ++i) world.round({1, 0});
+  for (int i = 0; i < 5; ++i) {
+    CHECK(world[2].sealed_without_me());
+    CHECK(!world.arrive(2));
+    const RoundReport report = world.finish(2);
+    CHECK_EQ(report.number, i);
+    CHECK(!report.contributed);
+    CHECK_EQ(report.contributors, std::vector<int>({0, 1}));
+  }
+  CHECK(!world[2].sealed_without_me());
+  CHECK(world.arrive(2));  // it has caught up
+  CHECK(world.arrive(0));
+  CHECK(!world.arrive(1));
+  for (const int rank : {0, 1, 2}) {
+    CHECK_EQ(world.finish(rank).contributors, std::vector<int>({0, 2}));
+  }
+}
+
+TEST_CASE("who skips a sealed round goes through it, and contributes to the next") {
+  World world(backup_workers(3, 1));
+  world.round({0, 1});
+  CHECK_EQ(world[2].number(), 0);
+  world[2].skip();
+  CHECK(!world.finish(2).contributed);
+  CHECK_EQ(world[2].number(), 1);
+  CHECK(world.arrive(2));
+  CHECK(world.arrive(1));
+  for (const int rank : {2, 1}) CHECK_EQ(world.finish(rank).contributors, std::vector<int>({1, 2}));
+}
+
+TEST_CASE("a rank is told that the round is sealed without it, and only then") {
+  World world(backup_workers(3, 1));
+  CHECK(!world[2].sealed_without_me());
+  world.arrive(0);
+  CHECK(!world[0].sealed_without_me());
+  CHECK(!world[2].sealed_without_me());
+  world.arrive(1);
+  CHECK(world[2].sealed_without_me());
+  CHECK(!world[1].sealed_without_me());
+  world.finish(0);
+  CHECK(!world[0].sealed_without_me());  // its next round is open
+  world[2].skip();
+  CHECK(!world[2].sealed_without_me());  // it is in the round already, on its way out
+  world.finish(2);
+  CHECK(!world[2].sealed_without_me());
+}
+
+TEST_CASE("the reports give the times of the arrivals and of the seal on the engine's clock") {
+  WatchedClock clock;
+  Setup setup;
+  setup.clock = [&clock](int) -> const Clock& { return clock; };
+  World world(backup_workers(3, 1), setup);
+  clock.advance(5);
+  const Nanoseconds start = clock.now();
+  world.arrive(2);
+  clock.advance(7);
+  world.arrive(0);
+  clock.advance(100);
+  world.arrive(1);
+  world.finish(0);
+  const RoundReport report = world.finish(1);
+  CHECK_EQ(report.first_at, start);
+  CHECK_EQ(report.sealed_at, start + 7);
+  CHECK_EQ(report.arrived_at, std::vector<Nanoseconds>({start + 7, start}));
+  CHECK_EQ(report.waited, 0);
+  CHECK_EQ(report.waited_for_window, 0);
+}
+
+TEST_CASE("the report tells the wait for the window from the wait for the others") {
+  World world(backup_workers(2, 1), with_window(1));
+  check::in_threads(2, [&](int rank) {
+    if (rank == 1) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    for (int i = 0; i < 3; ++i) {
+      world.arrive(rank);
+      const RoundReport report = world.finish(rank);
+      CHECK(report.waited >= report.waited_for_window);
+      if (rank == 0 && i == 2) CHECK(report.waited_for_window >= 20 * kMillisecond);
+      if (rank == 1 || i < 2) CHECK(report.waited_for_window < 20 * kMillisecond);
+    }
+  });
+}
+
+TEST_CASE("who is missing in a round, and how far each rank is, can be asked at any time") {
+  World world(backup_workers(3, 1));
+  CHECK_EQ(world[0].missing(), std::vector<int>({0, 1, 2}));
+  world.arrive(2);
+  CHECK_EQ(world[0].missing(), std::vector<int>({0, 1}));
+  CHECK_EQ(world[2].missing(), std::vector<int>({0, 1}));
+  world.arrive(0);
+  CHECK_EQ(world[1].missing(), std::vector<int>({1}));
+  world.finish(2);
+  CHECK_EQ(world[2].missing(), std::vector<int>({0, 1, 2}));  // in its next round
+  CHECK_EQ(world[1].progress(), std::vector<RoundNumber>({0, 0, 0}));
+  world[2].release();
+  CHECK_EQ(world[1].progress(), std::vector<RoundNumber>({0, 0, 1}));
+  world[2].leave();
+  CHECK_EQ(world[1].progress(), std::vector<RoundNumber>({0, 0, kUnbounded}));
+}
+
+TEST_CASE("grace lets in who arrives before its end, and seals the round when it is over") {
+  WatchedClock clock;
+  Setup setup;
+  setup.clock = [&clock](int) -> const Clock& { return clock; };
+  World world(backup_workers(4, 2, 100), setup);
+  CHECK(world.arrive(3));
+  CHECK(world.arrive(1));
+  clock.advance(99);
+  CHECK(!world[0].sealed_without_me());
+  CHECK(world.arrive(0));
+  clock.advance(1);
+  CHECK(!world.arrive(2));
+  for (const int rank : {0, 1, 2, 3}) {
+    CHECK_EQ(world.finish(rank).contributors, std::vector<int>({0, 1, 3}));
+  }
+}
+
+TEST_CASE("a waiting rank seals the round itself when the grace is over") {
+  World world(backup_workers(3, 1, 30 * kMillisecond));
+  const Nanoseconds start = monotonic_clock().now();
+  world.round({0, 1});
+  CHECK(monotonic_clock().now() - start >= 30 * kMillisecond);
+  world[2].skip();
+  CHECK_EQ(world.finish(2).contributors, std::vector<int>({0, 1}));
+}
+
+TEST_CASE("with grace, too, all ranks agree on every round") {
+  World world(backup_workers(4, 2, kMillisecond));
+  check_same(run(world, 30));
+}
+
+TEST_CASE_WITHIN(20, "everybody in ends a long grace at once") {
+  World world(backup_workers(4, 2, 3600 * kSecond));
+  for (const auto& reports : run(world, 5)) {
+    for (const RoundReport& report : reports) CHECK_EQ(report.contributors.size(), 4);
+  }
+}
+
+TEST_CASE("a late gradient is carried to the next contribution with its weight") {
+  World world(backup_workers(3, 1), carrying());
+  world.round({0, 1});
+  fill_slot(world[2], 50, 8);
+  CHECK(!world[2].arrive(3));
+  world[2].wait();
+  world[2].release();
+  fill_slot(world[2], 50, 4);
+  CHECK(world[2].arrive(1));  // (3 * 8 + 1 * 4) / 4 = 7, counting 4
+  world[0].release();
+  fill_slot(world[0], 50, 2);
+  CHECK(world[0].arrive(1));
+  for (const int rank : {0, 2}) {
+    const RoundReport report = world[rank].wait();
+    CHECK_EQ(report.weight, 5.0);
+    CHECK_EQ(element(world[rank], 49), 6.0);  // (1 * 2 + 4 * 7) / 5
+  }
+  CHECK_EQ(load(DType::float32, world[2].slot(), 0), 7.0);
+}
+
+TEST_CASE("gradients that are late again and again are carried together, and each once") {
+  World world(backup_workers(3, 1), carrying());
+  for (int i = 0; i < 3; ++i) world.round({0, 1});
+  for (const float value : {1.0F, 2.0F, 9.0F}) {
+    world[2].release();
+    fill_slot(world[2], 50, value);
+    CHECK(!world[2].arrive(1));
+    world[2].wait();
+  }
+  for (const double expected : {5.0, 3.0}) {  // (1 + 2 + 9 + 8) / 4; then nothing is left
+    for (const int rank : {2, 0}) {
+      world[rank].release();
+      fill_slot(world[rank], 50,
+                rank == 2 && expected == 5.0 ? 8.0F
+                : expected == 5.0            ? 5.0F
+                                             : 3.0F);
+      CHECK(world[rank].arrive(1));
+    }
+    world[1].skip();
+    for (const int rank : {0, 1, 2}) {
+      CHECK_EQ(world[rank].wait().weight, expected == 5.0 ? 5.0 : 2.0);
+      CHECK_EQ(element(world[rank], 0), expected);
+    }
+  }
+}
+
+TEST_CASE("what is carried survives a skipped round") {
+  World world(backup_workers(3, 1), carrying());
+  world.round({0, 1});
+  world.round({0, 1});
+  fill_slot(world[2], 50, 10);
+  CHECK(!world[2].arrive(1));
+  world[2].wait();
+  world[2].skip();
+  world[2].wait();
+  world[2].release();
+  fill_slot(world[2], 50, 20);
+  CHECK(world[2].arrive(1));
+  world[0].release();
+  fill_slot(world[0], 50, 0);
+  CHECK(world[0].arrive(1));
+  CHECK_EQ(world[2].wait().weight, 3.0);
+  CHECK_EQ(element(world[2], 7), 10.0);  // (10 + 20 + 0) / 3
+}
+
+TEST_CASE("without carry a late gradient is gone") {
+  World world(backup_workers(3, 1));
+  world.round({0, 1});
+  world.arrive(2);
+  world.finish(2);
+  world.round({2, 1});  // finish() compares with the plain mean
+}
+
+TEST_CASE("a contribution of weight one that was carried by nobody keeps its bits") {
+  World world(backup_workers(2, 0), carrying());
+  world.round({0, 1});
+  CHECK(std::memcmp(world[1].slot(), world.contribution(1, 0).data(), 200) == 0);
+}
+
+TEST_CASE_WITHIN(40, "a full window holds the others back until the rank that was away loads") {
+  World world(backup_workers(3, 1), with_window(2));
+  std::atomic<int> rounds{0};
+  check::in_threads(3, [&](int rank) {
+    if (rank == 2) {
+      while (rounds.load() < 6) std::this_thread::yield();
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      CHECK_EQ(rounds.load(), 6);  // the round in use and a window of two, by two ranks
+    }
+    for (int i = 0; i < 20; ++i) {
+      world.arrive(rank);
+      world.finish(rank);
+      if (rank != 2) rounds.fetch_add(1);
+    }
+  });
+  CHECK_EQ(rounds.load(), 40);
+}
+
+TEST_CASE("calls in the wrong order are refused and do no harm") {
+  World world(backup_workers(2, 0));
+  CHECK_THROWS_WITH(world[0].wait(), InvalidArgument, "round 0: wait() before arrive()");
+  world.arrive(0);
+  CHECK_THROWS_WITH(world[0].arrive(), InvalidArgument, "round 0: wait() must follow arrive()");
+  CHECK_THROWS_WITH(world[0].skip(), InvalidArgument, "wait() must follow arrive()");
+  world[0].release();  // nothing to release yet
+  world.arrive(1);
+  world.finish(0);
+  CHECK_THROWS_WITH(world[0].wait(), InvalidArgument, "wait() before arrive()");
+  world[0].release();
+  world[0].release();  // once is enough, twice is the same
+  CHECK_EQ(world[0].number(), 1);
+  world.finish(1);
+  world.round({0, 1});
+}
+
+TEST_CASE("a weight that cannot be is refused before anything is contributed") {
+  World world(backup_workers(2, 0));
+  world.fill(0);
+  for (const double weight : {0.0, -2.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
+    CHECK_THROWS_WITH(world[0].arrive(weight), InvalidArgument, "must be positive and finite");
+  }
+  world.round({0, 1});
+}
+
+TEST_CASE("a collective that cannot be is refused with its numbers") {
+  const std::vector<Flat> flats{{DType::float32, 10}};
+  CHECK_THROWS_WITH(Collective::spec(full_sync(2), 0, flats, 64), InvalidArgument,
+                    "window=0 is not between 1 and 4096");
+  CHECK_THROWS_WITH(Collective::spec(full_sync(5000), 1, flats, 64), InvalidArgument, "4096");
+  CHECK_THROWS_WITH(Collective::spec(full_sync(2), 1, flats, 0), InvalidArgument,
+                    "chunk_bytes=0 is less than an element");
+  CHECK_THROWS_AS(Collective::spec(full_sync(2), 1, flats, 7), InvalidArgument);
+  const World world(full_sync(2));
+  Options options = calm();
+  options.policy = full_sync(2);
+  CHECK_THROWS_WITH(Collective(world.arena(), 2, options), InvalidArgument, "rank 2");
+  CHECK_THROWS_WITH(Collective(world.arena(), -1, options), InvalidArgument, "rank -1");
+  options.policy = full_sync(3);
+  CHECK_THROWS_WITH(Collective(world.arena(), 0, options), InvalidArgument, "for 2 ranks");
+  options.policy = async(2);
+  CHECK_THROWS_WITH(Collective(world.arena(), 0, options), InvalidArgument, "lockstep");
+}

@@ -1,0 +1,260 @@
+// Layer memory, between processes: segments, private views, life locks, remote reads.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.hpp"
+#include "check.hpp"
+#include "memory/futex.hpp"
+#include "memory/life_lock.hpp"
+#include "memory/remote.hpp"
+#include "memory/segment.hpp"
+#include "world.hpp"
+
+using namespace hvd_backup;
+using namespace hvd_backup::testing;
+
+namespace {
+
+/// A child that runs `body`, reports that it is ready, and stays until it is killed.
+class Child {
+ public:
+  explicit Child(const std::function<bool()>& body) {
+    std::array<int, 2> ends{};
+    if (pipe(ends.data()) != 0) throw SystemError("pipe", errno);
+    pid_ = fork();
+    if (pid_ == 0) live(body, ends[1]);
+    close(ends[1]);
+    char answer = 'n';
+    ok_ = read(ends[0], &answer, 1) == 1 && answer == 'y';
+    close(ends[0]);
+  }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+  ~Child() { end(); }
+
+  /// Its body returned true.
+  bool ok() const { return ok_; }
+  pid_t pid() const { return pid_; }
+
+  /// SIGKILL, and waits until the kernel has cleaned up.
+  void end() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+
+ private:
+  [[noreturn]] static void live(const std::function<bool()>& body, int to) {
+    bool fine = false;
+    try {
+      fine = body();
+    } catch (const std::exception&) {
+      fine = false;
+    }
+    const char answer = fine ? 'y' : 'n';
+    if (write(to, &answer, 1) != 1) _exit(1);
+    for (;;) pause();
+  }
+
+  pid_t pid_ = 0;
+  bool ok_ = false;
+};
+
+std::byte byte(int value) {
+  return static_cast<std::byte>(value);
+}
+
+}  // namespace
+
+TEST_CASE("a segment begins as zero, and two mappings of it are one memory") {
+  const Segment mine = Segment::create(10'000);
+  const Segment theirs = Segment::open(mine.path(), 10'000);
+  CHECK_EQ(mine.size(), 10'000);
+  CHECK(mine.data() != theirs.data());
+  for (std::size_t i = 0; i < mine.size(); ++i) CHECK(theirs.data()[i] == byte(0));
+  mine.data()[9'999] = byte(7);
+  CHECK(theirs.data()[9'999] == byte(7));
+  theirs.data()[0] = byte(3);
+  CHECK(mine.data()[0] == byte(3));
+}
+
+TEST_CASE("a segment lives as long as somebody maps it, and no longer by any name") {
+  std::string path;
+  Segment moved = [&path] {
+    Segment first = Segment::create(4096);
+    path = first.path();
+    first.data()[5] = byte(5);
+    return Segment::open(first.path(), 4096);
+  }();
+  CHECK(moved.data()[5] == byte(5));
+  Segment other = std::move(moved);
+  CHECK(other.data()[5] == byte(5));
+  moved = Segment::create(4096);
+  CHECK(moved.data()[5] == byte(0));
+  other = std::move(moved);
+  CHECK(other.data()[5] == byte(0));
+  CHECK_THROWS_WITH(Segment::open("/proc/self/fd/9999", 4096), SystemError, "/proc/self/fd/9999");
+  CHECK_THROWS_WITH(Segment::open("/proc/self/fd/9999", 4096), SystemError, "PID namespace");
+}
+
+TEST_CASE("too large a segment is refused with its size") {
+  CHECK_THROWS_WITH(Segment::create(std::size_t{1} << 60), SystemError, "1099511627777 MiB");
+}
+
+TEST_CASE_WITHIN(20, "another process maps a segment, writes to it, and is woken through it") {
+  const Segment segment = Segment::create(4096);
+  auto& bell = *reinterpret_cast<Bell*>(segment.data());
+  const std::uint32_t ticket = bell.ticket();
+  const std::string path = segment.path();
+  const Child child([&] {
+    const Segment theirs = Segment::open(path, 4096);
+    theirs.data()[100] = byte(42);
+    reinterpret_cast<Bell*>(theirs.data())->ring();
+    return true;
+  });
+  bell.sleep(ticket, 30 * kSecond);
+  CHECK(child.ok());
+  CHECK(segment.data()[100] == byte(42));
+}
+
+TEST_CASE("a private view shows what is shared, and keeps what is written to it") {
+  const Segment segment = Segment::create(4 * 4096);
+  segment.data()[4096] = byte(1);
+  const PrivateView view(segment, 4096, 2 * 4096);
+  CHECK_EQ(view.size(), 2 * 4096);
+  CHECK(view.data()[0] == byte(1));
+  segment.data()[4096] = byte(2);
+  CHECK(view.data()[0] == byte(2));
+  view.data()[0] = byte(9);
+  CHECK(view.data()[0] == byte(9));
+  CHECK(segment.data()[4096] == byte(2));
+  segment.data()[2 * 4096] = byte(4);  // its second page is untouched, hence still shared
+  CHECK(view.data()[4096] == byte(4));
+}
+
+TEST_CASE("a private view that is reset shows what is shared again, as often as one likes") {
+  const Segment segment = Segment::create(4096);
+  PrivateView first(segment, 0, 4096);
+  PrivateView view = std::move(first);
+  for (int i = 1; i < 20; ++i) {
+    view.data()[7] = byte(100);
+    segment.data()[7] = byte(i);
+    CHECK(view.data()[7] == byte(100));
+    view.reset();
+    CHECK(view.data()[7] == byte(i));
+  }
+}
+
+TEST_CASE("a rank is dead once its process is killed, and not before") {
+  const Segment segment = Segment::create(4096);
+  const LifeLock mine(segment.fd(), 3, 0);
+  const auto lives_as = [&](int rank) {
+    return [&segment, rank] {
+      const LifeLock lock(segment.fd(), 3, rank);
+      return lock.dead().empty() || rank == 1;  // rank 2 comes last and sees all
+    };
+  };
+  Child one(lives_as(1));
+  Child two(lives_as(2));
+  CHECK(one.ok());
+  CHECK(two.ok());
+  CHECK_EQ(mine.dead(), std::vector<int>());
+  one.end();
+  CHECK_EQ(mine.dead(), std::vector<int>({1}));
+  two.end();
+  CHECK_EQ(mine.dead(), std::vector<int>({1, 2}));
+}
+
+TEST_CASE("a stopped rank is not dead") {
+  const Segment segment = Segment::create(4096);
+  const LifeLock mine(segment.fd(), 2, 0);
+  const Child child([&] { return LifeLock(segment.fd(), 2, 1).dead().empty(); });
+  CHECK(child.ok());
+  kill(child.pid(), SIGSTOP);
+  int status = 0;
+  CHECK_EQ(waitpid(child.pid(), &status, WUNTRACED), child.pid());
+  CHECK(WIFSTOPPED(status));
+  CHECK_EQ(mine.dead(), std::vector<int>());
+}
+
+TEST_CASE("a killed rank is dead even while a child process of it lives on") {
+  const Segment segment = Segment::create(4096);
+  const LifeLock mine(segment.fd(), 2, 0);
+  auto* worker = reinterpret_cast<std::atomic<pid_t>*>(segment.data());
+  Child child([&] {
+    const LifeLock lock(segment.fd(), 2, 1);
+    const pid_t grandchild = fork();
+    if (grandchild == 0) {
+      for (;;) pause();
+    }
+    worker->store(grandchild);
+    return true;
+  });
+  REQUIRE(child.ok());
+  CHECK_EQ(mine.dead(), std::vector<int>());
+  child.end();
+  CHECK_EQ(kill(worker->load(), 0), 0);
+  CHECK_EQ(mine.dead(), std::vector<int>({1}));
+  kill(worker->load(), SIGKILL);
+}
+
+TEST_CASE("a life that is taken cannot be taken again") {
+  const Segment segment = Segment::create(4096);
+  const LifeLock mine(segment.fd(), 2, 0);
+  const Child child([&] {
+    try {
+      LifeLock(segment.fd(), 2, 0);
+    } catch (const SystemError& error) {
+      return std::string(error.what()).find("life byte of rank 0") != std::string::npos;
+    }
+    return false;
+  });
+  CHECK(child.ok());
+}
+
+TEST_CASE("the memory of another process is read without its help") {
+  std::vector<unsigned char> data(3'000'000, 1);
+  const Child child([&] {
+    for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<unsigned char>(mix(i));
+    return true;
+  });
+  REQUIRE(child.ok());
+  const auto address = reinterpret_cast<std::uint64_t>(data.data());
+  if (!can_read_remote(child.pid(), address)) {
+    std::printf("      skipped: the kernel does not let this process read its child\n");
+    return;
+  }
+  kill(child.pid(), SIGSTOP);  // no help at all
+  std::vector<std::byte> copy(data.size() - 1);
+  read_remote(child.pid(), address + 1, copy.data(), copy.size());
+  bool right = true;
+  for (std::size_t i = 0; i < copy.size(); ++i) {
+    right = right && copy[i] == static_cast<std::byte>(mix(i + 1));
+  }
+  CHECK(right);
+  CHECK(data[5] == 1);
+}
+
+TEST_CASE("to read from a process that is gone, or where it has nothing, is an error") {
+  Child child([] { return true; });
+  const pid_t pid = child.pid();
+  std::array<std::byte, 16> to{};
+  const auto address = reinterpret_cast<std::uint64_t>(to.data());
+  CHECK(!can_read_remote(getpid(), 8));
+  CHECK(can_read_remote(getpid(), address));
+  CHECK_THROWS_WITH(read_remote(getpid(), 8, to.data(), 16), SystemError, std::to_string(getpid()));
+  child.end();
+  CHECK(!can_read_remote(pid, address));
+  CHECK_THROWS_WITH(read_remote(pid, address, to.data(), 16), SystemError, std::to_string(pid));
+}

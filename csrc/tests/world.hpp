@@ -1,0 +1,237 @@
+// A world of ranks over private memory: threads of one process, or one thread that plays them all.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "check.hpp"
+#include "engine/collective.hpp"
+#include "reference.hpp"
+
+namespace hvd_backup::testing {
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadSanitizer = true;
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+constexpr bool kThreadSanitizer = true;
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+
+/// Zeroed memory that begins on a page.
+class Memory {
+ public:
+  explicit Memory(std::size_t bytes)
+      : data_(static_cast<std::byte*>(std::aligned_alloc(kPage, (bytes / kPage + 1) * kPage))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(data_.get(), 0, (bytes / kPage + 1) * kPage);
+  }
+
+  std::byte* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(std::byte* data) const { std::free(data); }
+  };
+
+  static constexpr std::size_t kPage = 4096;
+  std::unique_ptr<std::byte, Free> data_;
+};
+
+/// A clock that goes on by `step` whenever somebody looks at it: time-outs without waiting.
+class TickingClock final : public Clock {
+ public:
+  explicit TickingClock(Nanoseconds step) : step_(step) {}
+  Nanoseconds now() const override { return now_.fetch_add(step_) + step_; }
+
+ private:
+  Nanoseconds step_;
+  mutable std::atomic<Nanoseconds> now_{kSecond};
+};
+
+/// A clock that stands still, and calls `on_look` when somebody looks at it: lets a test act in
+/// the middle of what the engine does. `on_look` may itself lead to looks: those it does not see.
+class WatchedClock final : public Clock {
+ public:
+  Nanoseconds now() const override {
+    if (on_look && !inside_) {
+      inside_ = true;
+      on_look();
+      inside_ = false;
+    }
+    return now_;
+  }
+  void advance(Nanoseconds by) { now_ += by; }
+
+  std::function<void()> on_look;
+
+ private:
+  mutable bool inside_ = false;
+  Nanoseconds now_ = kSecond;
+};
+
+/// Options in which nothing happens by the clock, unless a test is about to fail.
+inline Options calm() {
+  Options options;
+  options.timeout = 40 * kSecond;
+  options.stall = 40 * kSecond;
+  return options;
+}
+
+struct Setup {
+  int window = 3;
+  std::vector<Flat> flats = {{DType::float32, 301}};
+  std::size_t chunk_bytes = 256;
+  Options options = calm();  // the policy in it is replaced
+  /// Makes ranks differ in their options.
+  std::function<void(int rank, Options&)> adjust;
+  std::function<double(int rank, RoundNumber)> weight;
+  /// Rank -> its clock; the real one when empty.
+  std::function<const Clock&(int rank)> clock;
+  /// Zeroed memory for the arena, of another owner; the world has its own if this is null.
+  std::byte* memory = nullptr;
+};
+
+inline Setup with_window(int window) {
+  Setup setup;
+  setup.window = window;
+  return setup;
+}
+
+/// The collective of every rank, contributions that differ in every element, and the right result.
+class World {
+ public:
+  explicit World(const Policy& policy, Setup setup = {})
+      : setup_(std::move(setup)),
+        policy_(policy),
+        spec_(Collective::spec(policy, setup_.window, setup_.flats, setup_.chunk_bytes)),
+        memory_(setup_.memory == nullptr ? Arena::bytes(spec_) : 0),
+        arena_(spec_, setup_.memory == nullptr ? memory_.data() : setup_.memory) {
+    for (int rank = 0; rank < policy.world; ++rank) {
+      Options options = setup_.options;
+      options.policy = policy;
+      if (setup_.adjust) setup_.adjust(rank, options);
+      const Clock& clock = setup_.clock ? setup_.clock(rank) : monotonic_clock();
+      ranks_.push_back(std::make_unique<Collective>(arena_, rank, std::move(options), clock));
+    }
+  }
+
+  Collective& operator[](int rank) { return *ranks_[static_cast<std::size_t>(rank)]; }
+  const Arena& arena() const { return arena_; }
+  int size() const { return spec_.world; }
+  double weight(int rank, RoundNumber round) const {
+    return setup_.weight ? setup_.weight(rank, round) : 1;
+  }
+
+  /// What `rank` contributes to `round`: all flats, as they lie in a slot.
+  std::vector<std::byte> contribution(int rank, RoundNumber round) const {
+    std::vector<std::byte> bytes(arena_.contribution_bytes());
+    for (std::size_t i = 0; i < spec_.flats.size(); ++i) {
+      const std::uint64_t seed = (round << 20) + (static_cast<std::uint64_t>(rank) << 4) + i;
+      fill_with_noise(spec_.flats[i].dtype, bytes.data() + arena_.flat_offset(i),
+                      spec_.flats[i].count, seed);
+    }
+    return bytes;
+  }
+
+  void fill(int rank) {
+    const std::vector<std::byte> bytes = contribution(rank, (*this)[rank].number());
+    (*this)[rank].release();
+    if (!bytes.empty()) std::memcpy((*this)[rank].slot(), bytes.data(), bytes.size());
+  }
+
+  /// Contributes to the rank's next round. True if it is in time.
+  bool arrive(int rank) {
+    fill(rank);
+    const RoundNumber round = (*this)[rank].number();
+    return (*this)[rank].arrive(weight(rank, round));
+  }
+
+  /// Waits for the round, and checks the report and every bit of the result.
+  RoundReport finish(int rank) {
+    const RoundReport report = (*this)[rank].wait();
+    check(rank, report, (*this)[rank].result());
+    return report;
+  }
+
+  /// arrive() and finish() of these ranks, in this order, by one thread.
+  void round(const std::vector<int>& ranks) {
+    for (const int rank : ranks) arrive(rank);
+    for (const int rank : ranks) finish(rank);
+  }
+
+  /// The mean over the contributors of `report`, as it lies in a result.
+  std::vector<std::byte> mean(const RoundReport& report) const {
+    std::vector<std::vector<std::byte>> contributions;
+    std::vector<double> weights;
+    double total = 0;
+    for (const int rank : report.contributors) {
+      contributions.push_back(contribution(rank, report.number));
+      weights.push_back(weight(rank, report.number));
+      total += weights.back();
+    }
+    std::vector<std::byte> bytes(arena_.contribution_bytes());
+    for (std::size_t i = 0; i < spec_.flats.size(); ++i) {
+      std::vector<const std::byte*> operands;
+      for (const auto& one : contributions) operands.push_back(one.data() + arena_.flat_offset(i));
+      reference_mean(spec_.flats[i].dtype, operands, weights, total, spec_.flats[i].count,
+                     bytes.data() + arena_.flat_offset(i));
+    }
+    return bytes;
+  }
+
+  void check(int rank, const RoundReport& report, const std::byte* got) const {
+    const auto count = static_cast<int>(report.contributors.size());
+    bool contains = false;
+    double total = 0;
+    for (const int one : report.contributors) {
+      contains = contains || one == rank;
+      total += weight(one, report.number);
+    }
+    if (policy_.grace == 0) CHECK_EQ(count, policy_.quorum);
+    CHECK(count >= policy_.quorum);
+    CHECK_EQ(report.contributed, contains);
+    CHECK_EQ(report.weight, total);
+    CHECK_EQ(report.arrived_at.size(), report.contributors.size());
+    const std::vector<std::byte> right = mean(report);
+    for (std::size_t i = 0; i < spec_.flats.size(); ++i) compare(i, right, got, rank, report);
+  }
+
+ private:
+  void compare(std::size_t flat, const std::vector<std::byte>& right, const std::byte* got,
+               int rank, const RoundReport& report) const {
+    const DType dtype = spec_.flats[flat].dtype;
+    const std::size_t offset = arena_.flat_offset(flat);
+    const std::size_t element = size_of(dtype);
+    for (std::size_t i = 0; i < spec_.flats[flat].count; ++i) {
+      const std::size_t at = offset + i * element;
+      if (std::memcmp(right.data() + at, got + at, element) == 0) continue;
+      check::fail(__FILE__, __LINE__,
+                  "round " + std::to_string(report.number) + ", rank " + std::to_string(rank) +
+                      ", contributors " + join(report.contributors) + ": element " +
+                      std::to_string(i) + " of flat " + std::to_string(flat) + " is " +
+                      std::to_string(load(dtype, got + offset, i)) + ", not " +
+                      std::to_string(load(dtype, right.data() + offset, i)));
+      return;
+    }
+  }
+
+  Setup setup_;
+  Policy policy_;
+  ArenaSpec spec_;
+  Memory memory_;
+  Arena arena_;
+  std::vector<std::unique_ptr<Collective>> ranks_;
+};
+
+}  // namespace hvd_backup::testing
