@@ -1,5 +1,6 @@
 """The command `hvd-backup`."""
 
+import signal
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -54,6 +55,7 @@ def demo(
         )
     except ValueError as error:
         fail(str(error), code=2)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the ranks end with us
     try:
         summary = run_demo(settings, out, Console())
     except LaunchError as error:

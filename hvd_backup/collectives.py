@@ -194,12 +194,16 @@ def broadcast(array: Array, root_rank: int = 0) -> Array:
 
     Raises Mismatch, on every rank, when shapes, dtypes or roots differ.
     """
-    _check_root(root_rank)
+    check_root(root_rank)
     result = np.array(array, order="C", copy=True)
     runtime.current().meet(f"broadcast({_kind(result)}, root_rank={root_rank})")
-    # As bytes: every dtype goes, float16 included.
-    runtime.current().comm.Bcast(result.reshape(-1).view(np.uint8), root=root_rank)
+    send_bytes(result.reshape(-1).view(np.uint8), root_rank)
     return result
+
+
+def send_bytes(data: npt.NDArray[np.uint8], root_rank: int) -> None:
+    """`root_rank`'s bytes to every rank, in place: every dtype goes, float16 included."""
+    runtime.current().comm.Bcast(data, root=root_rank)
 
 
 def allgather(array: Array) -> Array:
@@ -212,6 +216,11 @@ def allgather(array: Array) -> Array:
         raise ValueError("allgather needs at least one axis to concatenate along")
     shape = ", ".join(["any", *map(str, source.shape[1:])])
     runtime.current().meet(f"allgather({source.dtype}[{shape}])")
+    return gather_rows(source)
+
+
+def gather_rows(source: Array) -> Array:
+    """All ranks' rows, one rank's after another's."""
     comm = runtime.current().comm
     lengths = comm.allgather(source.shape[0])
     result = np.empty((sum(lengths), *source.shape[1:]), source.dtype)
@@ -228,7 +237,7 @@ def barrier() -> None:
 
 def broadcast_object(obj: T | None = None, root_rank: int = 0, name: str | None = None) -> T:
     """`root_rank`'s object (anything that pickles), on every rank."""
-    _check_root(root_rank)
+    check_root(root_rank)
     runtime.current().meet(f"broadcast_object(root_rank={root_rank})")
     result: T = runtime.current().comm.bcast(obj, root=root_rank)
     return result
@@ -240,7 +249,8 @@ def allgather_object(obj: T, name: str | None = None) -> list[T]:
     return runtime.current().comm.allgather(obj)
 
 
-def _check_root(root_rank: int) -> None:
+def check_root(root_rank: int) -> None:
+    """Raises ValueError if there is no such rank."""
     size = runtime.size()
     if not 0 <= root_rank < size:
         raise ValueError(f"root_rank={root_rank} is not in a world of {size} ranks")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from hvd_backup import collectives, runtime
@@ -26,9 +28,9 @@ def allreduce_(tensor: torch.Tensor, op: str = collectives.Average) -> torch.Ten
 
 def broadcast(tensor: torch.Tensor, root_rank: int = 0) -> torch.Tensor:
     """`root_rank`'s tensor, as a fresh tensor on every rank."""
-    source = tensor.detach().contiguous()
-    data = collectives.broadcast(source.reshape(-1).view(torch.uint8).numpy(), root_rank)
-    return torch.from_numpy(data).view(tensor.dtype).reshape(tensor.shape)
+    collectives.check_root(root_rank)
+    runtime.current().meet(f"broadcast({_kind(tensor)}, root_rank={root_rank})")
+    return _broadcast(tensor, root_rank)
 
 
 def broadcast_(tensor: torch.Tensor, root_rank: int = 0) -> torch.Tensor:
@@ -39,14 +41,12 @@ def broadcast_(tensor: torch.Tensor, root_rank: int = 0) -> torch.Tensor:
 
 def allgather(tensor: torch.Tensor) -> torch.Tensor:
     """The tensors of all ranks, concatenated along axis 0, whose length may differ."""
-    source = tensor.detach().contiguous()
-    if source.dim() == 0:
+    if tensor.dim() == 0:
         raise ValueError("allgather needs at least one axis to concatenate along")
-    rows = source.reshape(source.shape[0], -1) if source.numel() else source
-    width = source[0].numel() if source.shape[0] else int(torch.tensor(source.shape[1:]).prod())
-    flat = rows.reshape(source.shape[0], width).view(torch.uint8)
-    data = collectives.allgather(flat.numpy())
-    return torch.from_numpy(data).view(tensor.dtype).reshape(-1, *tensor.shape[1:])
+    rest = tensor.shape[1:]
+    runtime.current().meet(f"allgather({_kind(tensor[:0])} of any length)")
+    data = collectives.gather_rows(_bytes(tensor, tensor.shape[0], rest.numel()))
+    return _typed(data, tensor.dtype, (data.shape[0], *rest))
 
 
 def broadcast_parameters(
@@ -57,6 +57,7 @@ def broadcast_parameters(
     `params` is a ``model.state_dict()`` or ``model.named_parameters()``. Raises Mismatch, on every
     rank, when names, shapes or dtypes differ; TypeError for an entry that is not a tensor.
     """
+    collectives.check_root(root_rank)
     entries = list(params.items() if isinstance(params, Mapping) else params)
     for name, tensor in entries:
         if not isinstance(tensor, torch.Tensor):
@@ -67,8 +68,9 @@ def broadcast_parameters(
         + f", root_rank={root_rank})",
         [(name, tuple(t.shape), str(t.dtype)) for name, t in entries],
     )
-    for _, tensor in entries:
-        broadcast_(tensor, root_rank)
+    with torch.no_grad():
+        for _, tensor in entries:
+            tensor.copy_(_broadcast(tensor, root_rank))
 
 
 def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int = 0) -> None:
@@ -77,6 +79,26 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     state = collectives.broadcast_object(mine, root_rank)
     if runtime.rank() != root_rank and state is not None:
         optimizer.load_state_dict(state)
+
+
+def _broadcast(tensor: torch.Tensor, root_rank: int) -> torch.Tensor:
+    data = _bytes(tensor, 1, tensor.numel()).copy()
+    collectives.send_bytes(data, root_rank)
+    return _typed(data, tensor.dtype, tensor.shape)
+
+
+def _bytes(tensor: torch.Tensor, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    if not tensor.numel():  # torch cannot view it as another type
+        return np.empty((rows, columns * tensor.element_size()), np.uint8)
+    table = tensor.detach().contiguous().reshape(rows, columns)
+    data: npt.NDArray[np.uint8] = table.view(torch.uint8).numpy()
+    return data
+
+
+def _typed(data: npt.NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    if not data.size:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(data).view(dtype).reshape(shape)
 
 
 def _kind(tensor: torch.Tensor) -> str:

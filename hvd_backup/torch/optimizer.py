@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,8 +16,9 @@ from hvd_backup.reports import Round, Stats
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.layout import GradientLayout
 
-# Not an attribute of the parameter: torch.save(model) would pickle it.
-_owners: MutableMapping[torch.Tensor, _Rounds] = WeakTensorKeyDictionary()
+# Not an attribute of the parameter: torch.save(model) would pickle it. Weak on both sides: an owner
+# knows its parameters.
+_owners: MutableMapping[torch.Tensor, weakref.ref[_Rounds]] = WeakTensorKeyDictionary()
 
 
 def DistributedOptimizer(  # noqa: N802 (Horovod's name)
@@ -101,7 +103,7 @@ class _Rounds:
         RoundOptions.resolve(world.config, world=world.size, nbytes=0, **options)
         GradientLayout(self._params, [self._name(p) for p in self._params])
         for param in self._params:
-            if param in _owners:
+            if _owner(param) is not None:
                 raise ValueError(
                     f"parameter {self._name(param)!r} already has a DistributedOptimizer; "
                     "call close() on it first"
@@ -130,9 +132,10 @@ class _Rounds:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for param in self._params:
-            if _owners.get(param) is self:
-                del _owners[param]
+        for group in self._optimizer.param_groups:
+            for param in group["params"]:  # also those that are frozen by now
+                if _owner(param) is self:
+                    del _owners[param]
         if self._exchange is not None:
             self._own_gradients()
             self._exchange.close()
@@ -163,16 +166,23 @@ class _Rounds:
             self._attempt.check()
         if self._exchange is None or param.grad is None:
             return
-        view = self._slots[self._index[id(param)]]
-        if param.grad is view:
-            return
+        i = self._index.get(id(param))
+        if i is None or param.grad is self._slots[i]:
+            return  # None: it is new to this step, which will set up anew
+        if param.grad.requires_grad:
+            return  # backward(create_graph=True): the user's to differentiate, until step()
+        self._move(i, param)
+
+    def _move(self, i: int, param: torch.Tensor) -> None:
+        assert param.grad is not None
         if param.grad.layout != torch.strided:
             raise TypeError(
                 f"parameter {self._name(param)!r} has a {param.grad.layout} gradient, which cannot "
                 "be exchanged; build its module with sparse=False"
             )
-        view.copy_(param.grad)
-        param.grad = view
+        source = param.grad.detach() if param.grad.requires_grad else param.grad
+        self._slots[i].copy_(source)
+        param.grad = self._slots[i]
 
     def _stage_all(self) -> None:
         for i, param in enumerate(self._params):
@@ -180,7 +190,7 @@ class _Rounds:
             if param.grad is None:
                 self._slots[i].zero_()
             elif param.grad is not self._slots[i]:
-                self._stage(param)
+                self._move(i, param)
 
     def _load(self, exchange: Exchange) -> None:
         """Let every parameter's grad be the result, in place: no copy."""
@@ -213,7 +223,7 @@ class _Rounds:
 
     def _set_up(self, params: list[torch.Tensor]) -> None:
         """Slots and window for these parameters. All ranks come here in the same step."""
-        self._take([p for p in params if _owners.get(p) is not self])
+        self._take([p for p in params if _owner(p) is not self])
         names = [self._name(p) for p in params]
         layout = GradientLayout(params, names)
         kind = type(self._optimizer).__name__
@@ -243,10 +253,16 @@ class _Rounds:
                 param.grad = param.grad.clone()
 
     def _take(self, params: list[torch.Tensor]) -> None:
+        this = weakref.ref(self)  # torch's hooks are no part of the cycles that Python collects
+
+        def stage(param: torch.Tensor) -> None:
+            if (owner := this()) is not None:
+                owner._stage(param)  # noqa: SLF001
+
         for param in params:
-            _owners[param] = self
+            _owners[param] = this
             register: Any = param.register_post_accumulate_grad_hook
-            self._handles.append(register(self._stage))
+            self._handles.append(register(stage))
 
     def _trainable(self) -> list[torch.Tensor]:
         groups = self._optimizer.param_groups
@@ -254,6 +270,11 @@ class _Rounds:
 
     def _name(self, param: torch.Tensor) -> str:
         return self._names.get(id(param)) or f"parameter {tuple(param.shape)}"
+
+
+def _owner(param: torch.Tensor) -> _Rounds | None:
+    reference = _owners.get(param)
+    return None if reference is None else reference()
 
 
 def _is(a: object, b: object) -> bool:

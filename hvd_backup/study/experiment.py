@@ -1,0 +1,238 @@
+"""What the demo asks of a training run, what the run measures, and the figures drawn from it.
+
+Pure data and functions: no clock, no MPI, no torch. Times are seconds unless a name says `_ms`.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_backup.study.stragglers import DelayModel, Floats, kth_arrivals, observed
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What suits a data set: see the fields of the same names in `Settings`."""
+
+    learning_rate: float
+    target_accuracy: float
+    snapshot_every: int
+
+    def quick(self) -> "Preset":
+        """For a hundred rounds: learns faster, and aims lower."""
+        return Preset(2 * self.learning_rate, round(self.target_accuracy - 0.15, 4), 5)
+
+
+PRESETS = {
+    "digits": Preset(learning_rate=0.001, target_accuracy=0.95, snapshot_every=10),
+    "mnist": Preset(learning_rate=0.004, target_accuracy=0.95, snapshot_every=20),
+    "cifar10": Preset(learning_rate=0.004, target_accuracy=0.50, snapshot_every=20),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One experiment: both runs, without and with backup workers, share all of it.
+
+    data: folder of the images, None for scikit-learn's digits; dataset: their name
+    target_accuracy: test accuracy to be reached, 0 to 1
+    learning_rate: per contribution; a run multiplies it by its quorum (linear scaling)
+    snapshot_every: rounds between two snapshots of the parameters, tested after the training
+    batch_size: images per rank and step
+    test_images: at most so many images of the test set are used
+    """
+
+    ranks: int
+    backup_workers: int
+    rounds: int
+    seed: int
+    data: str | None
+    dataset: str
+    target_accuracy: float
+    learning_rate: float
+    snapshot_every: int
+    batch_size: int = 16
+    momentum: float = 0.9
+    test_images: int = 2000
+    delay: DelayModel = dataclasses.field(default_factory=DelayModel)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.backup_workers < self.ranks:
+            raise ValueError(
+                f"{self.backup_workers} backup workers among {self.ranks} ranks: "
+                f"there must be at least 1 and at most {self.ranks - 1}"
+            )
+        if self.rounds < 2:
+            raise ValueError(f"{self.rounds} rounds are too few to time a step: take 2 or more")
+
+    def quorum(self, backup_workers: int) -> int:
+        """Contributions that seal a round."""
+        return self.ranks - backup_workers
+
+    def scaled_learning_rate(self, backup_workers: int) -> float:
+        """Linear scaling: the batch of a round has `quorum` parts, so has the learning rate."""
+        return self.learning_rate * self.quorum(backup_workers)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Settings":
+        """Read what `save` wrote."""
+        values = json.loads(path.read_text())
+        return cls(**{**values, "delay": DelayModel(**values["delay"])})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training run measured, on every rank.
+
+    The clock starts at the seal of round 0: that round also pays for set-up and is left out.
+
+    sealed_s: float64 [rounds]
+    arrived_s: float64 [rounds, ranks], NaN where the rank gave the round up
+    contributed, skipped: bool [rounds, ranks]
+    loss: float64 [rounds, ranks], training loss of the rank's own batch, NaN where not computed
+    snapshot_round: int64 [snapshots], how many rounds had been applied
+    test_accuracy, test_loss: float64 [snapshots], accuracy in 0 to 1
+    digests: one hash of parameters and optimizer state per rank
+    """
+
+    backup_workers: int
+    sealed_s: Floats
+    arrived_s: Floats
+    contributed: NDArray[np.bool_]
+    skipped: NDArray[np.bool_]
+    loss: Floats
+    snapshot_round: NDArray[np.int64]
+    test_accuracy: Floats
+    test_loss: Floats
+    digests: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write as a numpy archive."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        np.savez_compressed(path, **values)
+
+    @classmethod
+    def load(cls, path: Path) -> "Run":
+        """Read what `save` wrote."""
+        with np.load(path) as archive:
+            values: dict[str, Any] = dict(archive)
+        values["backup_workers"] = int(values["backup_workers"])
+        values["digests"] = tuple(values["digests"].tolist())
+        return cls(**values)
+
+    @property
+    def name(self) -> str:
+        """`b0`, `b1`, ...: the key in summary.json."""
+        return f"b{self.backup_workers}"
+
+    @property
+    def step_s(self) -> Floats:
+        """Time from seal to seal, float64 [rounds - 1]: the pace of the whole world."""
+        return np.diff(self.sealed_s)
+
+    @property
+    def round_loss(self) -> Floats:
+        """Training loss over the batch of each round, that is its contributors', [rounds]."""
+        loss: Floats = np.nanmean(np.where(self.contributed, self.loss, np.nan), axis=1)
+        return loss
+
+    @property
+    def snapshot_s(self) -> Floats:
+        """When the parameters of each snapshot were there, [snapshots]."""
+        return self.sealed_s[self.snapshot_round - 1]
+
+    @property
+    def replicas_identical(self) -> bool:
+        """True if all ranks ended with the same bits."""
+        return len(set(self.digests)) == 1
+
+    def kth_arrival_s(self) -> Floats:
+        """When the k-th gradient was there, after the round opened, [rounds - 1, ranks].
+
+        A round opens when the one before is sealed. Infinity means: later than the seal.
+        """
+        opened = self.sealed_s[:-1, np.newaxis]
+        return kth_arrivals(self.arrived_s[1:] - opened, self.contributed[1:])
+
+
+def percentiles_ms(seconds: Floats) -> dict[str, float]:
+    """p50, p95, p99 and mean of durations in seconds, as milliseconds."""
+    p50, p95, p99 = np.percentile(seconds, [50, 95, 99])
+    named = {"p50": p50, "p95": p95, "p99": p99, "mean": seconds.mean()}
+    return {name: round(1e3 * float(value), 2) for name, value in named.items()}
+
+
+def first_reaching(run: Run, target: float) -> int | None:
+    """Index of the first snapshot with a test accuracy of `target` or more, None without one."""
+    reached = np.flatnonzero(run.test_accuracy >= target)
+    return int(reached[0]) if reached.size else None
+
+
+def time_to_accuracy_s(run: Run, target: float) -> float | None:
+    """Training time until `target` test accuracy, None if the run never reached it."""
+    index = first_reaching(run, target)
+    return None if index is None else round(float(run.snapshot_s[index]), 3)
+
+
+def kth_percentiles(kth_s: Floats) -> dict[str, dict[str, float]]:
+    """`percentiles_ms` of each column that was observed in every round, by k (from 1)."""
+    return {str(k): percentiles_ms(kth_s[:, k - 1]) for k in observed(kth_s)}
+
+
+def summarize_run(run: Run, settings: Settings) -> dict[str, Any]:
+    """The figures of one run, as they stand in summary.json."""
+    index = first_reaching(run, settings.target_accuracy)
+    kth = run.kth_arrival_s()
+    return {
+        "step_ms": percentiles_ms(run.step_s),
+        "time_to_accuracy_s": time_to_accuracy_s(run, settings.target_accuracy),
+        "rounds_to_accuracy": None if index is None else int(run.snapshot_round[index]),
+        "final_accuracy": round(float(run.test_accuracy[-1]), 4),
+        "final_test_loss": round(float(run.test_loss[-1]), 4),
+        "training_s": round(float(run.sealed_s[-1]), 3),
+        "dropped_per_rank": np.sum(~run.contributed, axis=0).tolist(),
+        "skipped_per_rank": np.sum(run.skipped, axis=0).tolist(),
+        "learning_rate": settings.scaled_learning_rate(run.backup_workers),
+        "kth_arrival_ms": kth_percentiles(kth),
+        "kth_arrival_after_first_ms": kth_percentiles(kth - kth[:, :1]),
+        "replicas_identical": run.replicas_identical,
+    }
+
+
+def summarize(full: Run, backup: Run, settings: Settings) -> dict[str, Any]:
+    """All of summary.json; `full` is the run without backup workers."""
+    runs = {run.name: summarize_run(run, settings) for run in (full, backup)}
+    speedup, note = compare(full, backup, settings.target_accuracy)
+    mean_ratio = float(full.step_s.mean() / backup.step_s.mean())
+    p50_ratio = float(np.median(full.step_s) / np.median(backup.step_s))
+    kept = settings.quorum(backup.backup_workers) / settings.ranks
+    return {
+        **runs,
+        "speedup": speedup,
+        "speedup_note": note,
+        "step_time_ratio": {"mean": round(mean_ratio, 3), "p50": round(p50_ratio, 3)},
+        "normalized_speedup": round(mean_ratio * kept, 3),
+        "replicas_identical": full.replicas_identical and backup.replicas_identical,
+        "settings": dataclasses.asdict(settings),
+    }
+
+
+def compare(full: Run, backup: Run, target: float) -> tuple[float | None, str]:
+    """Ratio of the times to `target` accuracy, and what it is, or why there is none."""
+    before, after = (time_to_accuracy_s(run, target) for run in (full, backup))
+    missing = [run.name for run, time in ((full, before), (backup, after)) if time is None]
+    if before is None or after is None:
+        return None, f"{' and '.join(missing)} never reached {target:.1%} test accuracy"
+    if not after:
+        return None, f"{backup.name} reached {target:.1%} test accuracy before the clock started"
+    note = f"time to {target:.1%} test accuracy, {full.name} / {backup.name}"
+    return round(before / after, 3), note

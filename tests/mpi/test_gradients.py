@@ -1,0 +1,227 @@
+"""What users do to gradients between backward and step, and after it."""
+
+import pytest
+import torch
+from mpi.helpers import RANK, SIZE, same_everywhere
+from mpi.training import (
+    assert_replicas,
+    backward,
+    batch,
+    distribute,
+    small_model,
+    tensor_bits,
+    train,
+)
+from torch import nn, optim
+
+import hvd_backup.torch as hvd
+
+pytestmark = pytest.mark.mpi
+
+
+def gradients_of(model, rank, step):
+    """What `rank` computes in a step, by a copy of the model on this rank."""
+    alone = small_model()
+    alone.load_state_dict(model.state_dict())
+    backward(alone, batch(step, rank))
+    return [p.grad for p in alone.parameters()]
+
+
+def mean_over(per_rank):
+    return [torch.stack(grads).mean(0) for grads in zip(*per_rank, strict=True)]
+
+
+def assert_gradients(model, expected):
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-5, atol=1e-7)
+
+
+def test_after_step_grad_is_the_mean():
+    model = small_model()
+    opt = distribute(model)
+    for step in range(4):
+        expected = mean_over([gradients_of(model, rank, step) for rank in range(SIZE)])
+        opt.zero_grad()
+        backward(model, batch(step))
+        opt.step()
+        assert_gradients(model, expected)
+        assert_replicas(model, opt)
+    opt.close()
+
+
+def test_parameters_unused_on_all_ranks_keep_no_gradient():
+    model = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(3, 1)})
+    opt = distribute(model, optim.AdamW)
+    before = tensor_bits(model["unused"].weight)
+    for _ in range(3):
+        opt.zero_grad()
+        model["used"](torch.ones(2, 3)).sum().backward()
+        opt.step()
+        assert model["unused"].weight.grad is None
+        assert tensor_bits(model["unused"].weight) == before  # no weight decay either
+    assert_replicas(model, opt)
+    opt.close()
+
+
+def test_parameters_used_on_some_ranks_get_a_mean_with_zeros():
+    model = nn.ModuleDict({"first": nn.Linear(3, 1), "others": nn.Linear(3, 1)})
+    opt = distribute(model)
+    for step in range(4):
+        opt.zero_grad()
+        used = "first" if (RANK + step) % SIZE == 0 else "others"
+        model[used](torch.full((1, 3), float(RANK + 1))).sum().backward()
+        opt.step()
+        first = (-step) % SIZE  # the rank that used it
+        torch.testing.assert_close(
+            model["first"].weight.grad, torch.full((1, 3), (first + 1) / SIZE)
+        )
+        if SIZE == 1:
+            assert model["others"].weight.grad is None
+        else:
+            others = sum(range(1, SIZE + 1)) - (first + 1)
+            expected = torch.full((1, 3), others / SIZE)
+            torch.testing.assert_close(model["others"].weight.grad, expected)
+        assert_replicas(model, opt)
+    opt.close()
+
+
+def accumulated(model, rank, step):
+    micro = [gradients_of(model, rank, 10 * step + k) for k in range(3)]
+    return [sum(grads) for grads in zip(*micro, strict=True)]
+
+
+def test_gradients_accumulate_over_several_backward_passes():
+    model = small_model()
+    opt = distribute(model)
+    for step in range(3):
+        expected = mean_over([accumulated(model, rank, step) for rank in range(SIZE)])
+        opt.zero_grad()
+        for k in range(3):
+            backward(model, batch(10 * step + k))
+        opt.step()
+        assert_gradients(model, expected)
+    assert_replicas(model, opt)
+    opt.close()
+
+
+@pytest.mark.parametrize("attempt", [False, True])
+def test_gradients_are_clipped_before_the_exchange(attempt):
+    model = small_model()
+    opt = distribute(model, backup_workers=SIZE - 1 if attempt else 0)
+    for step in range(5):
+        with opt.attempt():
+            opt.zero_grad()
+            backward(model, batch(step))
+            assert nn.utils.clip_grad_norm_(model.parameters(), 0.01) > 0.01
+        opt.step()
+        mean = torch.cat([p.grad.flatten() for p in model.parameters()])
+        assert mean.norm() <= 0.01 * (1 + 1e-4)
+    assert_replicas(model, opt)
+    opt.close()
+
+
+@pytest.mark.parametrize("set_to_none", [False, True])
+def test_zero_grad_of_both_kinds(set_to_none):
+    model = small_model()
+    opt = distribute(model)
+    for step in range(4):
+        expected = mean_over([gradients_of(model, rank, step) for rank in range(SIZE)])
+        opt.zero_grad(set_to_none=set_to_none)
+        for p in model.parameters():
+            assert p.grad is None if set_to_none or step == 0 else not p.grad.any()
+        backward(model, batch(step))
+        opt.step()
+        assert_gradients(model, expected)
+    assert_replicas(model, opt)
+    opt.close()
+
+
+def test_without_zero_grad_the_next_gradient_is_added_to_the_mean():
+    model = small_model()
+    opt = distribute(model)
+    kept = [torch.zeros_like(p) for p in model.parameters()]
+    for step in range(4):
+        new = mean_over([gradients_of(model, rank, step) for rank in range(SIZE)])
+        backward(model, batch(step))
+        opt.step()
+        kept = [old + grad for old, grad in zip(kept, new, strict=True)]
+        assert_gradients(model, kept)
+    assert_replicas(model, opt)
+    opt.close()
+
+
+def scale(p):
+    p.grad.mul_(RANK + 2)
+
+
+def scale_data(p):
+    p.grad.data.mul_(RANK + 2)
+
+
+def scale_as_numpy(p):
+    p.grad.numpy()[...] *= RANK + 2
+
+
+def replace(p):
+    p.grad = p.grad * (RANK + 2)
+
+
+def drop(p):
+    p.grad = None
+
+
+@pytest.mark.parametrize("spoil", [scale, scale_data, scale_as_numpy, replace, drop])
+@pytest.mark.parametrize("backups", ["none", "all but one"])
+def test_what_a_rank_does_to_its_gradients_after_step_is_its_own_affair(spoil, backups):
+    model = small_model()
+    opt = distribute(
+        model, optim.AdamW, backup_workers=0 if backups == "none" else SIZE - 1, window=2
+    )
+
+    def spoil_all(step):
+        expected = [tensor_bits(p.grad) for p in model.parameters()]
+        same_everywhere(expected)
+        if step % 3 != 2:
+            for p in model.parameters():
+                spoil(p)
+
+    train(model, opt, 12, after_step=spoil_all)
+    same_everywhere([tensor_bits(p) for p in model.parameters()])
+    opt.close()
+
+
+def test_gradients_of_the_last_step_stay_readable_after_close():
+    model = small_model()
+    opt = distribute(model)
+    train(model, opt, 2)
+    before = [tensor_bits(p.grad) for p in model.parameters()]
+    opt.close()
+    train_alone = [tensor_bits(p.grad) for p in model.parameters()]
+    assert train_alone == before
+    for p in model.parameters():
+        p.grad.zero_()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+def test_backward_that_keeps_a_graph():
+    model = small_model()
+    opt = distribute(model)
+    for step in range(3):
+        opt.zero_grad()
+        x, y = batch(step)
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward(create_graph=True)
+        opt.step()
+        assert all(p.grad.grad_fn is None for p in model.parameters())
+    assert_replicas(model, opt)
+    opt.close()
+
+
+def test_sparse_gradients_are_refused_with_the_way_out():
+    model = nn.Embedding(5, 3, sparse=True)
+    opt = distribute(model)
+    model(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(TypeError, match="sparse=False"):
+        opt.step()
+    opt.close()
+    hvd.barrier()

@@ -1,0 +1,49 @@
+"""`make bench` in its quick form: runs, and writes rows that make sense."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = {"in_place", "end_to_end", "mpi_allreduce", "gloo", "memory_limit"}
+
+
+def bench(out: Path, *args: str) -> str:
+    command = [sys.executable, ROOT / "benchmarks" / "partial_allreduce.py", "--out", out, *args]
+    done = subprocess.run(
+        command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(180)
+def test_the_quick_benchmark_writes_a_row_for_every_path_size_and_number_of_late_ranks(tmp_path):
+    printed = bench(tmp_path, "--quick", "--ranks", "2", "--sizes", "4K,1M,16M")
+    result = json.loads((tmp_path / "partial_allreduce.json").read_text())
+    found = {(row["ranks"], row["bytes"], row["late"], row["path"]) for row in result["rows"]}
+    sizes = (4 << 10, 1 << 20, 16 << 20)
+    assert found == {(2, size, late, path) for size in sizes for late in (0, 1) for path in PATHS}
+    assert len(result["rows"]) == len(found)
+    assert all(row["median_us"] > 0 for row in result["rows"])
+    assert {"command", "date", "cpu", "cores", "versions"} <= set(result["meta"])
+    assert (tmp_path / "partial_allreduce.png").stat().st_size > 10_000
+    for path in PATHS:
+        assert path in printed
+    assert bench(tmp_path, "--show").splitlines()[:3] == printed.splitlines()[:3]
+
+
+def test_a_size_that_is_no_size_is_refused_with_an_example(tmp_path):
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "partial_allreduce.py",
+        "--sizes",
+        "4 potatoes",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "4K" in done.stderr
