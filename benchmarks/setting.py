@@ -1,0 +1,93 @@
+"""Where a benchmark runs: what is written down with its results, and how its ranks are started."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mpi4py
+
+from hvd_backup.study.mpirun import run_ranks
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "bench"
+# Ranks are not tied to cores: a late rank has two busy threads.
+UNBOUND = {
+    "PRTE_MCA_hwloc_default_binding_policy": "none",  # Open MPI 5
+    "OMPI_MCA_hwloc_base_binding_policy": "none",  # Open MPI 4
+}
+
+
+def start(ranks: int, module: str, *args: str) -> Iterator[dict[str, Any]]:
+    """Run a module of this folder on `ranks` ranks; yield the JSON objects that they print."""
+    os.environ.update(UNBOUND)
+    search = [str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    saved = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
+    try:
+        BUILD.mkdir(parents=True, exist_ok=True)
+        yield from run_ranks(ranks, [module, *args], BUILD / f"{module}-{ranks}.log")
+    finally:
+        if saved is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = saved
+
+
+def meta() -> dict[str, Any]:
+    """What a reader needs to judge and to repeat the results."""
+    mpi4py.rc.initialize = False  # the parent of mpirun is no world of its own
+    from mpi4py import MPI
+
+    return {
+        "command": "python " + shlex.join([*_relative(sys.argv[:1]), *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": {
+            "python": platform.python_version(),
+            "mpi": MPI.Get_library_version().split(",")[0].strip("\0\n "),
+            **{name: metadata.version(name) for name in ("mpi4py", "numpy", "torch")},
+        },
+    }
+
+
+def build_memory_limit() -> Path:
+    """The program `memory_limit`, built if it is not up to date."""
+    cmake, ninja = _tool("cmake"), _tool("ninja")
+    options = ["-DHVD_BACKUP_PYTHON=OFF", "-DHVD_BACKUP_TESTS=OFF", "-DHVD_BACKUP_CUDA=OFF"]
+    configure = [cmake, "-S", str(ROOT / "csrc"), "-B", str(BUILD), "-G", "Ninja", *options]
+    for command in (
+        [*configure, f"-DCMAKE_MAKE_PROGRAM={ninja}"],
+        [cmake, "--build", str(BUILD), "--target", "memory_limit"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return BUILD / "memory_limit"
+
+
+def _relative(paths: list[str]) -> list[str]:
+    return [os.path.relpath(path, ROOT) for path in paths]
+
+
+def _tool(name: str) -> str:
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name) or name
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
