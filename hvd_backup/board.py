@@ -18,6 +18,8 @@ _MEMBER = np.dtype(
         ("in_setup", np.uint64),  # 1 while it is in the next one
         ("left", np.uint64),
         ("text", f"S{_TEXT}"),  # what it sets up
+        ("waits_in", np.uint64),  # the round it was seen waiting in, counted over all collectives
+        ("call", f"S{_TEXT}"),  # and the collective of that round
     ]
 )
 _FAILURE = np.dtype(
@@ -91,20 +93,32 @@ class Board:
         here = (self._members["in_setup"] == 1) | (self._members["setups"] > mine)
         return [int(rank) for rank in np.flatnonzero(~here)]
 
-    def check_same_call(self, mine: str) -> None:
-        """While this rank waits in a round of `mine`: nobody may be in a set-up it has not seen.
+    def check_same_call(self, mine: str, rounds: int) -> None:
+        """While this rank waits in a round of `mine`, after `rounds` rounds of any collective.
 
-        To be called while waiting, each time after a look whether the wait is over. A rank that is
-        ahead may just have ended it, so that only one that stays ahead until the next call counts.
+        Raises Mismatch if another rank waits elsewhere. To be called while waiting, each time after
+        a look whether the wait is over.
         """
         me = self._members[self._rank]
         if me["in_setup"]:
             return
+        # A rank that is ahead may just have ended this wait, so that only one that stays in a
+        # set-up until the next look counts.
         before = self._ahead
         self._ahead = (self._members["in_setup"] == 1) & (self._members["setups"] == me["setups"])
         for rank in np.flatnonzero(before & self._ahead):
-            theirs = bytes(self._members["text"][rank]).decode(errors="replace")
-            raise errors.Mismatch(
-                f"rank {self._rank} is in {mine}, rank {rank} in {theirs}; every rank must make "
-                "the same calls, in the same order, with the same names, shapes, dtypes and options"
-            )
+            raise self._mismatch(mine, int(rank), "text")
+        # All ranks go through the same rounds, so that the n-th is one of the same collective.
+        me["waits_in"] = 0
+        me["call"] = mine.encode()[:_TEXT]
+        me["waits_in"] = rounds + 1
+        for rank in np.flatnonzero(self._members["waits_in"] == rounds + 1):
+            if self._members["call"][rank] != me["call"]:
+                raise self._mismatch(mine, int(rank), "call")
+
+    def _mismatch(self, mine: str, rank: int, field: str) -> errors.Mismatch:
+        theirs = bytes(self._members[field][rank]).decode(errors="replace")
+        return errors.Mismatch(
+            f"rank {self._rank} is in {mine}, rank {rank} in {theirs}; every rank must make "
+            "the same calls, in the same order, with the same names, shapes, dtypes and options"
+        )

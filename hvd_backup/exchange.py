@@ -69,6 +69,8 @@ class Exchange:
         self.nbytes = nbytes
         self.name = name
         self._runtime = world
+        world.exchanges += 1
+        self._call = f"collective {world.exchanges}, {name}"
         call = f"{name} with {self.options}"
         world.meet(call, (self.layout, self.options, signature), self.options.timeout)
         spec = _core.ArenaSpec(
@@ -99,7 +101,6 @@ class Exchange:
         world.add(self)
         self.stats = Stats()
         self._results: dict[int, list[Bytes]] = {}
-        self._arrived_at: float | None = None
         self._waiting_since = 0.0
         self._warned_of_stall = self._warned_of_window = False
         self._written_to = -1  # the buffer whose views were handed out
@@ -144,11 +145,9 @@ class Exchange:
         """
         self._begin()
         try:
-            in_time = self._core.arrive(weight)
+            return self._core.arrive(weight)
         except errors.Error as error:
             raise self._failed(error) from None
-        self._arrived_at = time.monotonic()
-        return in_time
 
     def skip(self) -> None:
         """Go through the round without a contribution."""
@@ -157,7 +156,6 @@ class Exchange:
             self._core.skip()
         except errors.Error as error:
             raise self._failed(error) from None
-        self._arrived_at = None
 
     def sealed_without_me(self) -> bool:
         """Whether the next round is closed already, so that computing for it is in vain."""
@@ -175,7 +173,7 @@ class Exchange:
         self.stats.add(
             RoundRecord(
                 round_.number,
-                self._arrived_at,
+                round_.arrived_at_s,
                 round_.sealed_at_s,
                 time.monotonic(),
                 round_.waited_s,
@@ -221,7 +219,7 @@ class Exchange:
         """What a waiting rank looks at now and then; returns dead ranks."""
         board = self._runtime.board
         board.check()
-        board.check_same_call(self.name)
+        board.check_same_call(self._call, self._runtime.rounds)
         waited = time.monotonic() - self._waiting_since
         if waited > _STALL_WARNING_S and not self._warned_of_stall:
             self._warned_of_stall = True

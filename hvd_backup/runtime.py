@@ -50,6 +50,8 @@ class Runtime:
             )
         self._leavers: weakref.WeakSet[Leaver] = weakref.WeakSet()
         self.plans: dict[Any, Any] = {}
+        self.exchanges = 0
+        """Exchanges made so far."""
         self.rounds = 0
         """Rounds this rank has been through, all exchanges together."""
         self.board = Board(self.shared_segment(Board.bytes(self.size)), self.size, self.rank)

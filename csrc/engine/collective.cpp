@@ -76,6 +76,7 @@ bool Collective::arrive(double weight) {
 
 void Collective::skip() {
   start_round();
+  arrived_at_ = 0;
   phase_ = Phase::arrived;
 }
 
@@ -174,10 +175,13 @@ void Collective::contribute(double weight, const std::byte* in) {
   if (carried_weight_ > 0) fold_carried(weight);
   Entry& entry = arena_.entry(number_, rank_);
   const Nanoseconds now = clock_.now();
+  arrived_at_ = now;
   entry.arrived_at.store(now, std::memory_order_relaxed);
   entry.weight.store(weight, std::memory_order_relaxed);
   entry.address.store(reinterpret_cast<std::uintptr_t>(in), std::memory_order_relaxed);
-  lost_ = enter(weight, now) == Arrival::late;
+  const Arrival arrival = enter(weight, now);
+  sealed_it_ = arrival == Arrival::sealed;
+  lost_ = arrival == Arrival::late;
   if (lost_ && options_.late == Late::carry) keep(weight);
   phase_ = Phase::arrived;
 }
@@ -205,6 +209,7 @@ void Collective::expire_grace() {
         return modified = RoundLedger(options_.policy, words).expire(now);
       });
   if (sealed) arena_.round(number_).bell.ring();
+  sealed_it_ = sealed_it_ || sealed;
 }
 
 RoundReport Collective::finish(std::byte* out) {

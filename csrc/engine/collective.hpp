@@ -20,6 +20,7 @@ struct RoundReport {
   double weight = 0;                     ///< sum of their weights
   Nanoseconds first_at = 0;              ///< the first arrival
   Nanoseconds sealed_at = 0;
+  Nanoseconds my_arrival_at = 0;         ///< in time or late; 0 if this rank skipped the round
   Nanoseconds waited = 0;                ///< how long this rank was blocked
   Nanoseconds waited_for_window = 0;     ///< of this: because the window was full
 };
@@ -100,7 +101,9 @@ class Collective {
   Phase phase_ = Phase::computing;
   RoundNumber number_ = 0;
   Nanoseconds blocked_ = 0;  // in this round, before it arrived
-  bool lost_ = false;        // this round's contribution came late
+  Nanoseconds arrived_at_ = 0;  // in this round; 0: skipped
+  bool sealed_it_ = false;      // this rank closed this round
+  bool lost_ = false;           // this round's contribution came late
   int buffer_ = -1;
   std::vector<std::byte> carried_;
   double carried_weight_ = 0;

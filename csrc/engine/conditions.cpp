@@ -49,7 +49,7 @@ bool Collective::ResultCondition::seal_seen() {
   sealed_ = ledger_.is_sealed();
   if (sealed_ && ledger_.contains(me.rank_)) {
     helping_ = true;
-    me.reduction_.begin(me.number_, ledger_.contributors());
+    me.reduction_.begin(me.number_, ledger_.contributors(), me.sealed_it_);
   }
   return sealed_;
 }
@@ -101,9 +101,9 @@ std::string Collective::ResultCondition::hopeless() const {
 }
 
 Nanoseconds Collective::ResultCondition::wake_at() const {
-  return !sealed_ && ledger_.number() == owner_.number_ && ledger_.has_quorum()
-             ? ledger_.grace_ends_at()
-             : 0;
+  if (helping_) return owner_.reduction_.wake_at();
+  const bool open = !sealed_ && ledger_.number() == owner_.number_;
+  return open && ledger_.has_quorum() ? ledger_.grace_ends_at() : 0;
 }
 
 RoundReport Collective::ResultCondition::report(Nanoseconds waited) const {
@@ -114,6 +114,7 @@ RoundReport Collective::ResultCondition::report(Nanoseconds waited) const {
   report.contributed = ledger_.contains(owner_.rank_);
   report.first_at = ledger_.first_at();
   report.sealed_at = ledger_.sealed_at();
+  report.my_arrival_at = owner_.arrived_at_;
   report.waited = waited + owner_.blocked_;
   report.waited_for_window = owner_.blocked_;
   for (int rank : report.contributors) {

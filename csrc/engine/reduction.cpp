@@ -12,6 +12,9 @@ namespace {
 constexpr std::size_t kScratchBytes = 256 * 1024;
 constexpr std::size_t kLeastPiece = 16 * 1024;
 
+// How long the rank that sealed a round may take to choose the buffer.
+constexpr Nanoseconds kPrecedence = 200 * kMicrosecond;
+
 // The words of RoundControl: (round + 1) << 24 | attempt << 16 | buffer.
 constexpr unsigned kRoundShift = 24;
 constexpr unsigned kAttemptShift = 16;
@@ -27,12 +30,14 @@ Reduction::Reduction(const Arena& arena, const Options& options, const Clock& cl
       rank_(rank),
       stream_(arena.contribution_bytes() >= kStreamFrom) {}
 
-void Reduction::begin(RoundNumber number, const std::vector<int>& contributors) {
+void Reduction::begin(RoundNumber number, const std::vector<int>& contributors,
+                      bool first) {
   number_ = number;
+  first_ = first;
   total_weight_ = 0;
   any_remote_ = false;
   progress_in_ = -1;
-  progress_at_ = clock_.now();
+  begun_at_ = progress_at_ = clock_.now();
   contributors_.clear();
   operands_.clear();
   for (int rank : contributors) {
@@ -58,7 +63,7 @@ void Reduction::begin(RoundNumber number, const std::vector<int>& contributors) 
 bool Reduction::help() {
   if (published(number_) >= 0) return true;
   Attempt now = attempt();
-  if (now.buffer < 0) now = start_attempt(0);
+  if (now.buffer < 0 && (first_ || clock_.now() - begun_at_ > kPrecedence)) now = start_attempt(0);
   if (now.buffer < 0) return false;
   try {
     take_chunks(now.buffer);
@@ -70,6 +75,10 @@ bool Reduction::help() {
   if (published(number_) >= 0) return true;
   if (is_stalled(now.buffer)) start_attempt(now.count + 1);
   return false;
+}
+
+Nanoseconds Reduction::wake_at() const {
+  return attempt().buffer < 0 ? begun_at_ + kPrecedence : 0;
 }
 
 int Reduction::published(RoundNumber number) const {

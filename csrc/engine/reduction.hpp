@@ -24,11 +24,15 @@ class Reduction {
  public:
   Reduction(const Arena& arena, const Options& options, const Clock& clock, int rank);
 
-  /// Starts with round `number`, whose sealed contributors are these.
-  void begin(RoundNumber number, const std::vector<int>& contributors);
+  /// Starts with round `number`, whose sealed contributors are these. The rank that sealed it goes
+  /// `first`; the others wait a little for it to choose a buffer, lest each touches one of its own.
+  void begin(RoundNumber number, const std::vector<int>& contributors, bool first);
 
   /// Does what work there is. True once the result can be read.
   bool help();
+
+  /// When help() should be called again though nobody rings; 0: no need.
+  Nanoseconds wake_at() const;
 
   /// The buffer with the result of round `number`, or -1.
   int published(RoundNumber number) const;
@@ -73,11 +77,13 @@ class Reduction {
   RoundNumber number_ = 0;
   double total_weight_ = 0;
   bool any_remote_ = false;
+  bool first_ = false;
   std::vector<Contributor> contributors_;
   std::vector<Operand> operands_;
   std::vector<std::byte> scratch_;
   int progress_in_ = -1;  // the buffer
   std::uint64_t progress_ = 0;
+  Nanoseconds begun_at_ = 0;
   Nanoseconds progress_at_ = 0;
 };
 

@@ -35,7 +35,10 @@ void Vigil::check_failure() const {
 
 void Vigil::check(RoundNumber round, Nanoseconds now) {
   check_failure();
-  if (now - checked_at_ < kPatrol) return;
+  if (now - checked_at_ >= kPatrol) patrol(round, now);
+}
+
+void Vigil::patrol(RoundNumber round, Nanoseconds now) {
   checked_at_ = now;
   if (!options_.patrol) return;
   if (const std::vector<int> dead = options_.patrol(); !dead.empty()) {

@@ -46,6 +46,7 @@ class Vigil {
       const Nanoseconds now = clock_.now();
       check(round, now);
       if (const std::string why = condition.hopeless(); !why.empty()) {
+        patrol(round, now);  // who left may have told the reason
         fail(round, FailureKind::peer, why);
       }
       if (now - start >= options_.timeout) {
@@ -66,6 +67,7 @@ class Vigil {
   /// Throws if another rank has failed or died, or the user interrupts. Cheap when called often.
   /// What the patrol sees may be younger than what it was called for: first look at the condition.
   void check(RoundNumber round, Nanoseconds now);
+  void patrol(RoundNumber round, Nanoseconds now);
 
   template <class Condition>
   bool look(Condition& condition) {

@@ -195,7 +195,7 @@ std::string describe(const RoundReport& r) {
 
 py::tuple pack(const RoundReport& r) {
   return py::make_tuple(r.number, r.contributors, r.arrived_at, r.contributed, r.weight, r.first_at,
-                        r.sealed_at, r.waited, r.waited_for_window);
+                        r.sealed_at, r.my_arrival_at, r.waited, r.waited_for_window);
 }
 
 RoundReport unpack(const py::tuple& t) {
@@ -207,14 +207,15 @@ RoundReport unpack(const py::tuple& t) {
           t[5].cast<Nanoseconds>(),
           t[6].cast<Nanoseconds>(),
           t[7].cast<Nanoseconds>(),
-          t[8].cast<Nanoseconds>()};
+          t[8].cast<Nanoseconds>(),
+          t[9].cast<Nanoseconds>()};
 }
 
 void bind_round(py::module_& m) {
   const auto since_first = [](const RoundReport& r) { return seconds(r.sealed_at - r.first_at); };
   py::class_<RoundReport>(m, "Round",
                           "One round, as one rank saw it. All ranks agree on all but "
-                          "`contributed` and `waited_s`.")
+                          "its own: contributed, arrived_at_s, waited_s.")
       .def_readonly("number", &RoundReport::number, "Counted from 0 by each collective.")
       .def_property_readonly("contributors", &contributors,
                              "The ranks whose contribution is in the result, ascending.")
@@ -229,6 +230,13 @@ void bind_round(py::module_& m) {
       .def_property_readonly(
           "sealed_at_s", [](const RoundReport& r) { return seconds(r.sealed_at); },
           "When the round was sealed, in seconds of the host's CLOCK_MONOTONIC.")
+      .def_property_readonly(
+          "arrived_at_s",
+          [](const RoundReport& r) -> std::optional<double> {
+            if (r.my_arrival_at == 0) return std::nullopt;
+            return seconds(r.my_arrival_at);
+          },
+          "When this rank arrived, in time or late, on the same clock; None if it skipped.")
       .def_property_readonly(
           "waited_s", [](const RoundReport& r) { return seconds(r.waited); },
           "Seconds this rank was blocked in the exchange.")

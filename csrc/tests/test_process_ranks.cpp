@@ -1,5 +1,6 @@
 // Layer engine, with processes for ranks: what happens to them when some are stopped or killed.
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -56,7 +57,7 @@ class Family {
   std::vector<int> dead() const { return lock_ ? lock_->dead() : std::vector<int>{}; }
   Board& board() const { return *reinterpret_cast<Board*>(segment_.data() + kRoom - 4096); }
 
-  /// Forks the ranks; each lives `life(rank)`, and fails the case if a check in it fails.
+  /// Forks the ranks and waits until all are there; each lives `life(rank)`, and fails the case if a check in it fails.
   void start(const std::function<void(int)>& life) {
     for (int rank = 0; rank < world_.size(); ++rank) {
       const pid_t child = fork();
@@ -64,6 +65,7 @@ class Family {
       if (child == 0) be(rank, life);
       children_.push_back(child);
     }
+    while (board().there < world_.size()) std::this_thread::yield();
   }
 
   void signal(int rank, int number) { kill(children_[static_cast<std::size_t>(rank)], number); }
@@ -95,6 +97,7 @@ class Family {
   }
 
   [[noreturn]] void be(int rank, const std::function<void(int)>& life) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // or a time limit would leave stopped ranks behind
     const check::Outcome outcome =
         check::run_case({"a rank", [&] {
                            lock_.emplace(segment_.fd(), world_.size(), rank);

@@ -1,0 +1,154 @@
+"""Every case in a world of its own, one after another: what each rank gets when calls are wrong."""
+
+import time
+
+import numpy as np
+import torch
+from facts import start, tell
+
+import hvd_backup as hb
+import hvd_backup.torch as hvd
+
+RANK, SIZE = start()
+ODD = RANK == 1
+ONES = np.ones(4, np.float32)
+
+
+def linear(outputs=2):
+    model = torch.nn.Linear(3, outputs)
+    opt = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    return model, opt
+
+
+def step(model, opt):
+    opt.zero_grad()
+    model(torch.ones(1, 3)).sum().backward()
+    opt.step()
+
+
+def shape_changes_on_one_rank():
+    hb.partial_allreduce(ONES)
+    hb.partial_allreduce(np.ones(5) if ODD else ONES)
+
+
+def name_changes_on_one_rank():
+    hb.partial_allreduce(ONES, name="gradients")
+    hb.partial_allreduce(ONES, name="statistics" if ODD else "gradients")
+
+
+def known_names_in_another_order():
+    for name in ("first", "second"):
+        hb.partial_allreduce(ONES, name=name)
+    for name in ("second", "first") if ODD else ("first", "second"):
+        hb.partial_allreduce(ONES, name=name)
+
+
+def other_collective_on_one_rank():
+    hb.partial_allreduce(ONES)
+    if ODD:
+        hb.barrier()
+    else:
+        hb.partial_allreduce(ONES)
+
+
+def other_collective_on_one_rank_with_backups():
+    hb.partial_allreduce(ONES, backup_workers=1, window=2)
+    for _ in range(10):
+        if ODD:
+            hb.allgather_object(1)
+        else:
+            hb.partial_allreduce(ONES, backup_workers=1, window=2)
+
+
+def too_many_backups_on_one_rank():
+    hb.partial_allreduce(ONES, backup_workers=SIZE if ODD else 0)
+
+
+def integers_on_one_rank():
+    hb.partial_allreduce(ONES.astype(int) if ODD else ONES)
+
+
+def parameters_frozen_on_one_rank():
+    model, opt = linear()
+    step(model, opt)
+    if ODD:
+        model.bias.requires_grad_(False)
+    step(model, opt)
+
+
+def optimizers_in_another_order():
+    pairs = [linear(), linear()]
+    for pair in pairs:
+        step(*pair)
+    for pair in reversed(pairs) if ODD else pairs:
+        step(*pair)
+
+
+def second_optimizer_on_one_rank():
+    model, opt = linear()
+    step(model, opt)
+    if ODD:
+        hvd.DistributedOptimizer(opt)
+    step(model, opt)
+
+
+def one_step_less_then_shutdown():
+    model, opt = linear()
+    for _ in range(4 if ODD else 5):
+        step(model, opt)
+
+
+def one_step_less_then_a_barrier():
+    model, opt = linear()
+    for _ in range(4 if ODD else 5):
+        step(model, opt)
+    hb.barrier()
+
+
+def one_step_less_with_backups_then_a_barrier():
+    model = torch.nn.Linear(3, 2)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    opt = hvd.DistributedOptimizer(opt, backup_workers=1)
+    for _ in range(4 if ODD else 5):
+        step(model, opt)
+    hb.barrier()
+
+
+def late_to_a_barrier():
+    hb.barrier()
+    time.sleep(1.2 if ODD else 0)
+    hb.barrier()
+
+
+CASES = [
+    shape_changes_on_one_rank,
+    name_changes_on_one_rank,
+    known_names_in_another_order,
+    other_collective_on_one_rank,
+    other_collective_on_one_rank_with_backups,
+    too_many_backups_on_one_rank,
+    integers_on_one_rank,
+    parameters_frozen_on_one_rank,
+    optimizers_in_another_order,
+    second_optimizer_on_one_rank,
+    one_step_less_then_shutdown,
+    one_step_less_then_a_barrier,
+    one_step_less_with_backups_then_a_barrier,
+    late_to_a_barrier,
+]
+
+for case in CASES:
+    began = time.monotonic()
+    error = None
+    try:
+        case()
+    except Exception as raised:
+        error = raised
+    tell(
+        case=case.__name__,
+        error=type(error).__name__,
+        text=str(error),
+        seconds=time.monotonic() - began,
+    )
+    hb.shutdown()
+    hb.init()
