@@ -59,7 +59,7 @@ class Board:
         """This rank ends in good order: its process may go."""
         self._members[self._rank]["left"] = 1
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Let the others' waits end with this rank's error. The first one stays."""
         if self._failure["failed"][0]:
             return

@@ -136,7 +136,7 @@ class Runtime:
         """Nobody waits for this rank any more; with `error`, the others raise PeerFailed."""
         if os.getpid() != self._pid:
             return  # a forked child, a DataLoader's worker say, ends: that is not this rank's end
-        if isinstance(error, Exception):
+        if error is not None:  # KeyboardInterrupt, too
             self.board.fail(error)
         for leaver in list(self._leavers):
             leaver.leave()

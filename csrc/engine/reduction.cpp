@@ -78,7 +78,9 @@ bool Reduction::help() {
 }
 
 Nanoseconds Reduction::wake_at() const {
-  return attempt().buffer < 0 ? begun_at_ + kPrecedence : 0;
+  const Nanoseconds at = begun_at_ + kPrecedence;
+  // Later, what is missing is a free buffer, and that is no reason to look all the time.
+  return attempt().buffer < 0 && clock_.now() < at ? at : 0;
 }
 
 int Reduction::published(RoundNumber number) const {

@@ -82,11 +82,13 @@ class Vigil {
     for (int i = 0; i < options_.patience.yields; ++i) {
       const Nanoseconds yielded_at = clock_.now();
       sched_yield();
-      if (condition.ready()) return true;
-      if (clock_.now() - yielded_at > kCostlyYield) {
-        waits_without_yield_ = kWaitsWithoutYield;
-        return false;
+      const bool costly = clock_.now() - yielded_at > kCostlyYield;
+      if (costly) {
+        waits_without_yield_ = penalty_;
+        penalty_ = std::min(2 * penalty_, kLargestPenalty);
       }
+      if (condition.ready()) return true;
+      if (costly) return false;
     }
     return false;
   }
@@ -96,9 +98,11 @@ class Vigil {
   std::string prefix(RoundNumber round) const;
   void rethrow(const Failure& failure) const;
 
-  // To yield to a rank that burns the core costs a slice of the scheduler; sleep for a while then.
+  // To yield to a rank that burns the core costs a slice of the scheduler. Sleep at once for a
+  // number of waits then, twice as many each time it is tried again in vain.
   static constexpr Nanoseconds kCostlyYield = 200 * kMicrosecond;
-  static constexpr int kWaitsWithoutYield = 50;
+  static constexpr int kSmallestPenalty = 64;
+  static constexpr int kLargestPenalty = 1 << 13;
 
   const Arena& arena_;
   const Options& options_;
@@ -106,6 +110,7 @@ class Vigil {
   int rank_;
   Nanoseconds checked_at_ = 0;
   int waits_without_yield_ = 0;
+  int penalty_ = kSmallestPenalty;
 };
 
 }  // namespace hvd_backup
