@@ -1,0 +1,62 @@
+"""Every command and every snippet of the README does what it says."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from launching import ROOT, run_ranks
+
+README = (ROOT / "README.md").read_text()
+PROGRAM = ROOT / "tests" / "scenarios" / "programs" / "readme_snippet.py"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [
+    shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()
+]
+
+
+@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[0][:40])
+def test_a_snippet_runs_on_three_ranks(snippet, tmp_path):
+    source = tmp_path / "snippet.py"
+    source.write_text(snippet)
+    run = run_ranks(3, PROGRAM, source)
+    assert run.returncode == 0, run
+    assert run.stdout.count("ran to its end") == 3, run
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_command_works(command, tmp_path):
+    if command[0] == "make":
+        # What the targets run is run by the other tests; here: that they are there.
+        assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif command[0] == "pip":
+        assert command == ["pip", "install", "."]
+        here = ("--no-deps", "--no-build-isolation", "--target", str(tmp_path))
+        check(sys.executable, "-m", "pip", "install", "--quiet", *here, ".")
+        assert (tmp_path / "hvd_backup" / "torch" / "optimizer.py").exists()
+        assert list((tmp_path / "hvd_backup").glob("_core*.so"))
+    else:
+        run_example(command)
+
+
+def run_example(command: list[str]) -> None:
+    launcher, _, count, *rest = command
+    if launcher == "srun" and shutil.which("srun") is None:
+        pytest.skip("Slurm's srun is not installed")
+    program, *args = rest[rest.index("python") + 1 :]
+    run = run_ranks(int(count), ROOT / program, *args, "--epochs", 1)
+    assert run.returncode == 0, run
+    assert "test accuracy" in run.stdout, run
+
+
+def check(*command: str) -> None:
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
