@@ -22,6 +22,9 @@ Bytes = npt.NDArray[np.uint8]
 # Seconds in one wait before a warning names those waited for, as Horovod's stall inspector does.
 _STALL_WARNING_S = 60.0
 
+# After these the round cannot be completed: the others must know at once, not when this rank exits.
+_ENDING = (errors.Error, KeyboardInterrupt)
+
 _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -146,7 +149,7 @@ class Exchange:
         self._begin()
         try:
             return self._core.arrive(weight)
-        except errors.Error as error:
+        except _ENDING as error:
             raise self._failed(error) from None
 
     def skip(self) -> None:
@@ -154,7 +157,7 @@ class Exchange:
         self._begin()
         try:
             self._core.skip()
-        except errors.Error as error:
+        except _ENDING as error:
             raise self._failed(error) from None
 
     def sealed_without_me(self) -> bool:
@@ -168,7 +171,7 @@ class Exchange:
         """
         try:
             round_ = self._core.wait()
-        except errors.Error as error:
+        except _ENDING as error:
             raise self._failed(error) from None
         self.stats.add(
             RoundRecord(
@@ -193,7 +196,7 @@ class Exchange:
         self._begin()
         try:
             round_ = self._core.allreduce(src, dst, weight)
-        except errors.Error as error:
+        except _ENDING as error:
             raise self._failed(error) from None
         self._runtime.rounds += 1
         return round_
@@ -211,7 +214,7 @@ class Exchange:
         self._waiting_since = time.monotonic()
         self._warned_of_stall = False
 
-    def _failed(self, error: errors.Error) -> errors.Error:
+    def _failed(self, error: BaseException) -> BaseException:
         self._runtime.board.fail(error)
         return error
 

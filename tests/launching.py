@@ -3,12 +3,14 @@
     run = run_ranks(3, PROGRAM, "--steps", 5, timeout=60)
     assert run.returncode == 0, run
 
-    with start_ranks(5, PROGRAM) as ranks:      # the program prints `pid <rank> <pid>` lines
+    with start_ranks(5, PROGRAM) as ranks:
         os.kill(ranks.pids()[4], signal.SIGSTOP)
         ranks.wait_for("rank 0: done", timeout=30)
         run = ranks.wait(timeout=60)
 
-However the block is left, no process of the run survives it.
+The program says `print("pid", rank, os.getpid(), flush=True)`. With flush=True a line is written in
+one piece, else mpirun may mix the ranks' lines. However the block is left, no process of the run
+survives it.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class Ranks:
     def __init__(self, count: int, command: list[str], env: Mapping[str, str | None]) -> None:
         self._count = count
         self._mark = uuid.uuid4().hex
-        wanted = {**os.environ, MARK: self._mark, **env}
+        wanted = {**os.environ, "PYTHONUNBUFFERED": None, MARK: self._mark, **env}
         self.process = subprocess.Popen(
             command,
             env={name: value for name, value in wanted.items() if value is not None},
@@ -189,6 +191,7 @@ def start_ranks(
     command = [find_mpirun(), "-n", str(count), sys.executable, *python, str(program)]
     cores = len(os.sched_getaffinity(0))
     ours = environment({}, count, cores, os.geteuid() == 0)
+    ours.pop("PYTHONUNBUFFERED", None)  # it makes print() write every word by itself
     return Ranks(count, [*command, *map(str, args)], {**ours, **(env or {})})
 
 

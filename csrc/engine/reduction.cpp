@@ -1,6 +1,7 @@
 #include "engine/reduction.hpp"
 
 #include <algorithm>
+#include <string>
 
 #include "base/error.hpp"
 #include "memory/remote.hpp"
@@ -43,6 +44,7 @@ void Reduction::begin(RoundNumber number, const std::vector<int>& contributors,
   for (int rank : contributors) {
     const Entry& entry = arena_.entry(number, rank);
     Contributor contributor;
+    contributor.rank = rank;
     contributor.operand = {arena_.slot(rank), entry.weight.load(std::memory_order_relaxed)};
     if (const std::uint64_t address = entry.address.load(std::memory_order_relaxed)) {
       contributor.address = address;
@@ -67,7 +69,7 @@ bool Reduction::help() {
   if (now.buffer < 0) return false;
   try {
     take_chunks(now.buffer);
-  } catch (const SystemError&) {
+  } catch (const PeerFailed&) {
     // A contributor whose round was finished without this rank may be gone by now.
     if (published(number_) < 0) throw;
   }
@@ -175,11 +177,22 @@ void Reduction::reduce_remote(const Chunk& chunk, std::byte* result) {
       operands_[k].data = from.operand.data + at;
       if (from.pid == 0) continue;
       std::byte* copy = scratch_.data() + k * piece;
-      read_remote(from.pid, from.address + at, copy, bytes);
+      read(from, at, copy, bytes);
       operands_[k].data = copy;
     }
     weighted_mean(dtype, operands_.data(), operands_.size(), bytes / size_of(dtype), total_weight_,
                   result + at, stream_);
+  }
+}
+
+void Reduction::read(const Contributor& from, std::size_t at, std::byte* to,
+                     std::size_t bytes) const {
+  try {
+    read_remote(from.pid, from.address + at, to, bytes);
+  } catch (const SystemError& error) {
+    throw PeerFailed("round " + std::to_string(number_) + ", rank " + std::to_string(rank_) +
+                     ": rank " + std::to_string(from.rank) + " has died amid the round (" +
+                     error.what() + "); start again from the last checkpoint");
   }
 }
 

@@ -51,6 +51,7 @@ class Reduction {
     int buffer = -1;
   };
   struct Contributor {
+    int rank = 0;
     Operand operand;               // where it is, or will be copied to
     int pid = 0;                   // 0: readable in place
     std::uint64_t address = 0;     // in process pid
@@ -62,6 +63,7 @@ class Reduction {
   void take_chunks(int buffer);
   void reduce(const Chunk& chunk, std::byte* result);
   void reduce_in_place(const Chunk& chunk, std::byte* result);
+  void read(const Contributor& from, std::size_t at, std::byte* to, std::size_t bytes) const;
   void reduce_remote(const Chunk& chunk, std::byte* result);
   bool finished(int buffer) const;
   void publish(int buffer);

@@ -54,13 +54,9 @@ void noting_exceptions(const Body& body) {
 
 }  // namespace
 
-Registration::Registration(Case test_case) {
-  registry().push_back(std::move(test_case));
-}
+Registration::Registration(Case test_case) { registry().push_back(std::move(test_case)); }
 
-const std::vector<Case>& all_cases() {
-  return registry();
-}
+const std::vector<Case>& all_cases() { return registry(); }
 
 Outcome run_case(const Case& test_case, unsigned default_limit_s) {
   Outcome mine;

@@ -1,6 +1,10 @@
 // Layer engine: what a collective gives when nothing fails.
+#include <algorithm>
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -134,7 +138,9 @@ TEST_CASE("who skips a sealed round goes through it, and contributes to the next
   world.round({0, 1});
   CHECK_EQ(world[2].number(), 0);
   world[2].skip();
-  CHECK(!world.finish(2).contributed);
+  const RoundReport report = world.finish(2);
+  CHECK(!report.contributed);
+  CHECK_EQ(report.my_arrival_at, 0);
   CHECK_EQ(world[2].number(), 1);
   CHECK(world.arrive(2));
   CHECK(world.arrive(1));
@@ -172,6 +178,7 @@ TEST_CASE("the reports give the times of the arrivals and of the seal on the eng
   world.arrive(1);
   world.finish(0);
   const RoundReport report = world.finish(1);
+  CHECK_EQ(report.my_arrival_at, start + 107);
   CHECK_EQ(report.first_at, start);
   CHECK_EQ(report.sealed_at, start + 7);
   CHECK_EQ(report.arrived_at, std::vector<Nanoseconds>({start + 7, start}));
@@ -222,6 +229,7 @@ TEST_CASE("grace lets in who arrives before its end, and seals the round when it
   CHECK(world.arrive(0));
   clock.advance(1);
   CHECK(!world.arrive(2));
+  clock.on_look = [&clock] { clock.advance(kMillisecond); };
   for (const int rank : {0, 1, 2, 3}) {
     CHECK_EQ(world.finish(rank).contributors, std::vector<int>({0, 1, 3}));
   }
@@ -343,6 +351,46 @@ TEST_CASE_WITHIN(40, "a full window holds the others back until the rank that wa
     }
   });
   CHECK_EQ(rounds.load(), 40);
+}
+
+TEST_CASE("whoever waits is woken when it can go on, and need not look again by the clock") {
+  // The shortest of many delays: without the rings, each would be most of a nap of 20 ms.
+  Setup setup = with_window(1);
+  setup.options.patience = {0, 0};
+  World world(backup_workers(3, 1), setup);
+  std::atomic<Nanoseconds> since{0};
+  std::array<Nanoseconds, 3> shortest{kSecond, kSecond, kSecond};
+  const auto act = [&](const std::function<void()>& what) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    since = monotonic_clock().now();
+    what();
+  };
+  const auto note = [&](std::size_t i) {
+    shortest[i] = std::min(shortest[i], monotonic_clock().now() - since.load());
+  };
+  for (int i = 0; i < 15; ++i) {
+    world.arrive(0);
+    std::thread contributor([&] { world.finish(0), note(0); });
+    act([&] { world.arrive(1); });  // seals the round, and leaves the work to rank 0
+    contributor.join();
+    world.finish(1);
+    world.arrive(0);
+    world.arrive(1);
+    world[2].skip();
+    world.finish(2);
+    std::thread late([&] { world[2].skip(), world.finish(2), note(1); });
+    act([&] { world.finish(0); });  // makes the result readable
+    late.join();
+    world.finish(1);
+    world.round({0, 1});  // the window is full until rank 2 releases
+    std::thread ahead([&] { world.arrive(0), note(2); });
+    act([&] { world[2].release(); });
+    ahead.join();
+    world.arrive(1);
+    for (const int rank : {0, 1}) world.finish(rank);
+    for (int round = 0; round < 2; ++round) world[2].skip(), world.finish(2);
+  }
+  for (const Nanoseconds delay : shortest) CHECK(delay < 12 * kMillisecond);
 }
 
 TEST_CASE("calls in the wrong order are refused and do no harm") {

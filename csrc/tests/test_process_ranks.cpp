@@ -57,7 +57,8 @@ class Family {
   std::vector<int> dead() const { return lock_ ? lock_->dead() : std::vector<int>{}; }
   Board& board() const { return *reinterpret_cast<Board*>(segment_.data() + kRoom - 4096); }
 
-  /// Forks the ranks and waits until all are there; each lives `life(rank)`, and fails the case if a check in it fails.
+  /// Forks the ranks and waits until all are there; each lives `life(rank)`, and fails the case if
+  /// a check in it fails.
   void start(const std::function<void(int)>& life) {
     for (int rank = 0; rank < world_.size(); ++rank) {
       const pid_t child = fork();

@@ -1,6 +1,7 @@
 // Layer engine: helpers that stop amid the work, whose work is done again by the others.
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -26,7 +27,8 @@ struct Seat {
 /// is where the ghosts take theirs. Each look at the clock takes a third of a stall.
 class Haunted {
  public:
-  Haunted(const Policy& policy, int window) : world(policy, setup(window)) {
+  Haunted(const Policy& policy, int window) : Haunted(policy, with_window(window)) {}
+  Haunted(const Policy& policy, Setup setup) : world(policy, haunted(std::move(setup))) {
     clock.on_look = [this] {
       haunt();
       if (on_look) on_look();
@@ -53,9 +55,11 @@ class Haunted {
   /// A ghost was slow, not dead: it ends its chunk, with the right bits.
   void finish(const Seat& seat, const std::vector<int>& contributors) {
     const Chunk& chunk = world.arena().chunks()[seat.chunk];
+    std::vector<std::vector<std::byte>> contributions;
     std::vector<const std::byte*> operands;
     for (const int rank : contributors) {
-      operands.push_back(world.arena().slot(rank) + chunk.offset);
+      contributions.push_back(world.contribution(rank, number_));
+      operands.push_back(contributions.back().data() + chunk.offset);
     }
     const std::vector<double> weights(operands.size(), 1);
     reference_mean(DType::float32, operands, weights, static_cast<double>(operands.size()),
@@ -70,9 +74,7 @@ class Haunted {
   std::function<void()> on_look;  // what else happens when the engine asks the time
 
  private:
-  Setup setup(int window) {
-    Setup setup;
-    setup.window = window;
+  Setup haunted(Setup setup) {
     setup.options.stall = kStall;
     setup.options.timeout = 1000 * kSecond;
     setup.clock = [this](int) -> const Clock& { return clock; };
@@ -95,6 +97,24 @@ class Haunted {
   int left_ = 0;
   int helpers_ = 1;
   std::uint64_t known_ = 0;
+};
+
+/// Two contributors of round 0, which has one chunk; `first` has sealed it.
+struct Pair {
+  Pair() {
+    for (int rank = 0; rank < 3; ++rank) arena.entry(0, rank).weight.store(1);
+    options.stall = kStall;
+    first.begin(0, {0, 1, 2}, true);
+    second.begin(0, {0, 1, 2}, false);
+  }
+
+  ArenaSpec spec = Collective::spec(full_sync(3), 1, {{DType::float32, 10}}, 4096);
+  Memory memory{Arena::bytes(spec)};
+  Arena arena{spec, memory.data()};
+  WatchedClock clock;
+  Options options;
+  Reduction first{arena, options, clock, 0};
+  Reduction second{arena, options, clock, 1};
 };
 
 }  // namespace
@@ -196,6 +216,27 @@ TEST_CASE("an all-reduce that had begun to copy from a buffer given up ends with
   world.finish(0);
 }
 
+TEST_CASE("an input that is read remotely is not replaced before its round is done for good") {
+  Setup setup = with_window(2);
+  setup.flats = {{DType::float32, 20'000}};
+  setup.chunk_bytes = 16384;
+  setup.options.remote_reads = true;
+  Haunted house(backup_workers(2, 0), setup);
+  World& world = house.world;
+  house.ghosts_in(0, 1, 2);
+  world.arrive(0);
+  std::vector<std::byte> data = world.contribution(1, 0);
+  bool half = false;
+  house.on_look = [&] {
+    // Chunk 0 could be copied out now; then the work begins again, and reads the input again.
+    if (!house.seats.empty() && !std::exchange(half, true)) house.finish(house.seats[0], {0, 1});
+  };
+  const RoundReport report = world[1].allreduce(data.data(), data.data());
+  CHECK(half);
+  world.check(1, report, data.data());
+  world.finish(0);
+}
+
 TEST_CASE("work that goes on is not begun again, even when each chunk takes most of a stall") {
   Haunted house(backup_workers(3, 1), 1);
   World& world = house.world;
@@ -216,33 +257,52 @@ TEST_CASE("work that goes on is not begun again, even when each chunk takes most
 }
 
 TEST_CASE("a reduction begun again has the time of a whole stall before it is given up, too") {
-  const ArenaSpec spec = Collective::spec(full_sync(3), 1, {{DType::float32, 10}}, 4096);
-  const Memory memory(Arena::bytes(spec));
-  const Arena arena(spec, memory.data());
-  for (int rank = 0; rank < 3; ++rank) arena.entry(0, rank).weight.store(1);
-  WatchedClock clock;
-  Options options;
-  options.stall = kStall;
-  Reduction first(arena, options, clock, 0);
-  Reduction second(arena, options, clock, 1);
+  Pair pair;
   // Takes the only chunk of whatever is being worked on.
-  const auto take_chunk = [&arena](int buffer) {
-    if (buffer >= 0) arena.result_control(buffer).next_chunk.store(1);
+  const auto take_chunk = [&pair] {
+    const int buffer = pair.first.current();
+    if (buffer >= 0) pair.arena.result_control(buffer).next_chunk.store(1);
   };
-  clock.on_look = [&] { take_chunk(first.current()); };
-  first.begin(0, {0, 1, 2});
-  second.begin(0, {0, 1, 2});
-  CHECK(!first.help());
-  CHECK(!second.help());
-  const int given_up = first.current();
-  clock.advance(kStall + 1);
-  CHECK(!first.help());  // begins again
-  CHECK(first.current() != given_up);
-  const int again = first.current();
-  take_chunk(again);
-  CHECK(!second.help());
-  CHECK_EQ(second.current(), again);
-  clock.advance(kStall + 1);
-  CHECK(!second.help());
-  CHECK(second.current() != again);
+  pair.clock.on_look = take_chunk;
+  CHECK(!pair.first.help());
+  CHECK(!pair.second.help());
+  const int given_up = pair.first.current();
+  pair.clock.advance(kStall + 1);
+  CHECK(!pair.first.help());  // begins again
+  const int again = pair.first.current();
+  CHECK(again != given_up);
+  take_chunk();
+  CHECK(!pair.second.help());
+  CHECK_EQ(pair.second.current(), again);
+  pair.clock.advance(kStall + 1);
+  CHECK(!pair.second.help());
+  CHECK(pair.second.current() != again);
+}
+
+TEST_CASE("the rank that sealed a round chooses the buffer, and the others wait a little for it") {
+  Pair pair;
+  CHECK(!pair.second.help());
+  CHECK_EQ(pair.second.current(), -1);
+  CHECK(pair.second.wake_at() > pair.clock.now());
+  CHECK(pair.first.help());
+  CHECK(pair.second.help());
+}
+
+TEST_CASE("when the rank that sealed a round is stopped, the others begin without it") {
+  Pair pair;
+  CHECK(!pair.second.help());
+  pair.clock.advance(pair.second.wake_at() - pair.clock.now() + 1);
+  CHECK(pair.second.help());
+  CHECK(pair.first.help());
+}
+
+TEST_CASE("a rank that finds no free buffer does not ask to be woken in the past") {
+  Pair pair;
+  for (int i = 0; i < pair.arena.spec().buffers; ++i) {
+    pair.arena.result_control(i).owner.store(99);  // of rounds that somebody has yet to load
+  }
+  CHECK(!pair.second.help());
+  pair.clock.advance(kSecond);
+  CHECK(!pair.second.help());
+  CHECK_EQ(pair.second.wake_at(), 0);
 }

@@ -26,6 +26,8 @@ import pytest
 WORLD = pytest.StashKey["World"]()
 # How long a failed rank leaves the others to say that they failed too.
 OTHERS_S = 1.0
+# How long after a time limit a rank ends itself if nothing else has.
+GIL_S = 8.0
 
 
 class World:
@@ -39,13 +41,14 @@ class World:
         self.pids: list[int] = self.comm.allgather(os.getpid())
         self.folder = Path(self.comm.bcast(tempfile.mkdtemp() if self.rank == 0 else None))
         self.stderr = os.dup(2)  # pytest captures 2 during tests
-        self.stacks = self.stacks_of(self.rank).open("w")
+        # Where this rank's stacks go when it is told to show them, and where to read all ranks'.
+        self.stacks = (self.folder / f"stacks-{self.rank}").open("w")
         faulthandler.register(signal.SIGUSR1, file=self.stacks, all_threads=True)
-        self.timer: threading.Timer | None = None
         self.comm.Barrier()
-
-    def stacks_of(self, rank: int) -> Path:
-        return self.folder / f"stacks-{rank}"
+        self.all_stacks = [(self.folder / f"stacks-{rank}").open() for rank in range(self.size)]
+        self.timer: threading.Timer | None = None
+        self.expired = False
+        self.comm.Barrier()
 
     def say(self, text: str) -> None:
         """Write in one piece, so that mpirun does not mix the ranks' lines."""
@@ -84,19 +87,23 @@ class World:
         """Show where all ranks are, then end the world. Runs in the timer's thread."""
         if not self.first_to("out-of-time"):
             return  # another rank does it
-        for pid in self.pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGUSR1)
-        time.sleep(1.0)
-        self.say(
-            f"\n=== TIME LIMIT: rank {self.rank} of {self.size} is in {test} "
-            f"since {limit_s:g} s; where the ranks are:\n"
-            + "".join(
-                f"--- rank {rank} (pid {pid})\n{self.stacks_of(rank).read_text()}"
-                for rank, pid in enumerate(self.pids)
+        self.expired = True
+        try:
+            for pid in self.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)
+            time.sleep(1.0)
+            stacks = [file.read() for file in self.all_stacks]
+            self.say(
+                f"\n=== TIME LIMIT: rank {self.rank} of {self.size} is in {test} "
+                f"since {limit_s:g} s; where the ranks are:\n"
+                + "".join(
+                    f"--- rank {rank} (pid {pid})\n{stack}"
+                    for rank, (pid, stack) in enumerate(zip(self.pids, stacks, strict=True))
+                )
             )
-        )
-        self.end()
+        finally:
+            self.end()
 
 
 @pytest.hookimpl(trylast=True)
@@ -142,7 +149,7 @@ class _FailTogether:
         """Take the place of pytest-timeout's timer, which knows one process only."""
         limit_s = settings.timeout
         # In case the test holds the GIL, so that the timer's thread cannot run.
-        faulthandler.dump_traceback_later(limit_s + 15, exit=True, file=self.world.stderr)
+        faulthandler.dump_traceback_later(limit_s + GIL_S, exit=True, file=self.world.stderr)
         self.world.timer = threading.Timer(
             limit_s, self.world.out_of_time, (item.nodeid, float(limit_s))
         )
@@ -154,4 +161,6 @@ class _FailTogether:
         faulthandler.cancel_dump_traceback_later()
         if self.world.timer is not None:
             self.world.timer.cancel()
+            if self.world.expired:  # the signal may have ended what hung: too late all the same
+                self.world.timer.join()
         return True

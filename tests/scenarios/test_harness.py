@@ -109,6 +109,32 @@ def test_a_test_that_hangs_shows_the_stacks_of_all_ranks_and_ends_the_world(tmp_
     assert "forgets_the_others" in stacks_of_rank_1, run
 
 
+def test_a_hanging_call_that_the_time_limit_interrupts_is_a_failure_all_the_same(tmp_path):
+    body = """
+    import ctypes
+
+    @pytest.mark.timeout(2)
+    def test_sleeps():
+        if comm.rank == 0:
+            ctypes.PyDLL(None).sleep(1000)  # ends when a signal comes
+        comm.Barrier()
+    """
+    run = run_tests(tmp_path, 2, body)
+    assert run.returncode != 0, run
+    assert "TIME LIMIT: rank" in run.stderr, run
+
+
+def test_a_rank_that_never_lets_go_of_the_interpreter_lock_ends_the_world(tmp_path):
+    body = """
+    @pytest.mark.timeout(2)
+    def test_holds_the_lock():
+        sum(range(10**15))
+    """
+    run = run_tests(tmp_path, 2, body)
+    assert run.returncode != 0, run
+    assert "in test_holds_the_lock" in run.stderr, run
+
+
 def test_the_timeout_marker_holds_under_mpirun(tmp_path):
     body = """
     @pytest.mark.timeout(2)

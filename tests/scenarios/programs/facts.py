@@ -5,12 +5,16 @@ mpirun kills what is left of a job as soon as one rank fails, and mixes the rank
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hvd_backup as hb
 
 FOLDER = Path(sys.argv[1])
+ARGUMENTS = sys.argv[2:]
 
 
 def start():
@@ -21,5 +25,17 @@ def start():
 
 
 def tell(**facts):
-    with (FOLDER / f"rank-{hb.rank()}.jsonl").open("a") as file:
+    facts["at"] = time.monotonic()
+    with (FOLDER / f"rank-{os.environ['OMPI_COMM_WORLD_RANK']}.jsonl").open("a") as file:
         file.write(json.dumps(facts) + "\n")
+
+
+def stop_for(seconds):
+    """SIGSTOP, as by an operator or a hypervisor, and SIGCONT after `seconds`."""
+    subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def new_world():
+    hb.shutdown()
+    hb.init()

@@ -1,0 +1,87 @@
+"""Calls that do not match: an error on every rank, with what to do, and never a hang.
+
+Where all ranks are wrong alike, and where the ranks can go on after it, see tests/mpi.
+"""
+
+import pytest
+from launching import run_ranks
+from scenarios.told import PROGRAMS, told
+
+SAME_CALLS = "every rank must make the same calls, in the same order"
+SAME_STEPS = "every rank must make the same number of steps"
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """Case -> what ranks 0, 1 and 2 got. It is rank 1 that does what the others do not."""
+    folder = tmp_path_factory.mktemp("wrong")
+    run = run_ranks(3, PROGRAMS / "wrong_arguments.py", folder, timeout=90)
+    assert run.returncode == 0, run
+    by_rank = [{facts["case"]: facts for facts in rank} for rank in told(folder, 3)]
+    return {case: [rank[case] for rank in by_rank] for case in by_rank[0]}
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("shape_changes_on_one_rank", ["float32[4]", "float64[5]"]),
+        ("name_changes_on_one_rank", ["name='gradients'", "name='statistics'"]),
+        ("known_names_in_another_order", ["name='first'", "name='second'"]),
+        ("other_collective_on_one_rank", ["partial_allreduce(float32[4])", "barrier()"]),
+        (
+            "other_collective_on_one_rank_with_backups",
+            ["partial_allreduce(float32[4])", "rank 1 in allgather_object()"],
+        ),
+        ("parameters_frozen_on_one_rank", ["parameter 1: float32[2])", "rank 1 in Distributed"]),
+        ("optimizers_in_another_order", ["collective 1, Distributed", "collective 2, Distributed"]),
+        ("one_step_less_then_a_barrier", ["DistributedOptimizer(SGD", "rank 1 in barrier()"]),
+    ],
+)
+def test_ranks_in_different_calls_raise_mismatch_that_quotes_both(cases, case, words):
+    for facts in cases[case]:
+        assert facts["error"] == "Mismatch"
+        assert SAME_CALLS in facts["text"]
+        for word in words:
+            assert word in facts["text"]
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "words"),
+    [
+        ("too_many_backups_on_one_rank", "ValueError", "use 0 <= backup_workers <= 2"),
+        ("integers_on_one_rank", "TypeError", "convert it to one of float16, float32, float64"),
+        ("second_optimizer_on_one_rank", "ValueError", "call close() on it first"),
+    ],
+)
+def test_a_wrong_argument_on_one_rank_is_told_there_and_the_others_fail(cases, case, error, words):
+    first, wrong, last = cases[case]
+    assert wrong["error"] == error
+    assert words in wrong["text"]
+    for facts in (first, last):
+        assert facts["error"] == "PeerFailed"
+        assert "rank 1 has left" in facts["text"]
+
+
+def test_a_rank_with_fewer_steps_fails_the_others_without_backups(cases):
+    first, _, last = cases["one_step_less_then_shutdown"]
+    for facts in (first, last):
+        assert facts["error"] == "PeerFailed"
+        assert "rank 1 has left" in facts["text"]
+        assert SAME_STEPS in facts["text"]
+
+
+def test_a_rank_with_fewer_steps_is_noticed_with_backups_when_all_meet(cases):
+    for facts in cases["one_step_less_with_backups_then_a_barrier"]:
+        assert facts["error"] == "Mismatch"
+        assert "ranks 0, 2: barrier() after 5 rounds" in facts["text"]
+        assert "rank 1: barrier() after 4 rounds" in facts["text"]
+
+
+def test_a_rank_that_does_not_come_to_a_barrier_is_named_after_the_time_out(cases):
+    for facts in cases["late_to_a_barrier"]:
+        assert facts["error"] == "RoundTimeout"
+        assert "missing rank 1; raise timeout=" in facts["text"]
+
+
+def test_nobody_waits_long_for_any_of_these_errors(cases):
+    assert {case for case, ranks in cases.items() if max(f["seconds"] for f in ranks) > 10} == set()
