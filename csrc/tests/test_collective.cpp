@@ -56,9 +56,7 @@ void fill_slot(Collective& rank, std::size_t count, float value) {
   }
 }
 
-double element(Collective& rank, std::size_t i) {
-  return load(DType::float32, rank.result(), i);
-}
+double element(Collective& rank, std::size_t i) { return load(DType::float32, rank.result(), i); }
 
 Setup carrying() {
   Setup setup;
@@ -370,7 +368,10 @@ TEST_CASE("whoever waits is woken when it can go on, and need not look again by 
   };
   for (int i = 0; i < 15; ++i) {
     world.arrive(0);
-    std::thread contributor([&] { world.finish(0), note(0); });
+    std::thread contributor([&] {
+      world.finish(0);
+      note(0);
+    });
     act([&] { world.arrive(1); });  // seals the round, and leaves the work to rank 0
     contributor.join();
     world.finish(1);
@@ -378,17 +379,27 @@ TEST_CASE("whoever waits is woken when it can go on, and need not look again by 
     world.arrive(1);
     world[2].skip();
     world.finish(2);
-    std::thread late([&] { world[2].skip(), world.finish(2), note(1); });
+    std::thread late([&] {
+      world[2].skip();
+      world.finish(2);
+      note(1);
+    });
     act([&] { world.finish(0); });  // makes the result readable
     late.join();
     world.finish(1);
     world.round({0, 1});  // the window is full until rank 2 releases
-    std::thread ahead([&] { world.arrive(0), note(2); });
+    std::thread ahead([&] {
+      world.arrive(0);
+      note(2);
+    });
     act([&] { world[2].release(); });
     ahead.join();
     world.arrive(1);
     for (const int rank : {0, 1}) world.finish(rank);
-    for (int round = 0; round < 2; ++round) world[2].skip(), world.finish(2);
+    for (int round = 0; round < 2; ++round) {
+      world[2].skip();
+      world.finish(2);
+    }
   }
   for (const Nanoseconds delay : shortest) CHECK(delay < 12 * kMillisecond);
 }

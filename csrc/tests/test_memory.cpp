@@ -111,6 +111,32 @@ TEST_CASE_WITHIN(20, "no ring is lost: two threads hand a ball to and fro asleep
   CHECK_EQ(ball.load(), 50'000);
 }
 
+TEST_CASE_WITHIN(20, "no ring is lost, however close it comes to somebody's going to sleep") {
+  Bell bell{};
+  std::atomic<int> stage{0};
+  std::atomic<int> seen{0};
+  constexpr int kStages = kThreadSanitizer ? 10'000 : 100'000;
+  check::in_threads(2, [&](int me) {
+    for (int i = 1; i <= kStages; ++i) {
+      if (me == 0) {
+        while (seen.load() != i - 1) std::this_thread::yield();
+        // The other is on its way to sleep; come at any point of it.
+        for (auto k = mix(static_cast<std::uint64_t>(i)) % 64; k > 0; --k) pause_briefly();
+        stage.store(i);
+        bell.ring();
+        continue;
+      }
+      for (;;) {
+        const std::uint32_t ticket = bell.ticket();
+        if (stage.load() == i) break;
+        bell.sleep(ticket, kTooLong);
+      }
+      seen.store(i);
+    }
+  });
+  CHECK_EQ(seen.load(), kStages);
+}
+
 TEST_CASE_WITHIN(20, "a ring wakes all sleepers") {
   Bell bell{};
   std::atomic<int> stage{0};

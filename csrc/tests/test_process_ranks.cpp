@@ -122,9 +122,7 @@ class Family {
   std::vector<pid_t> children_;
 };
 
-void pause_for(std::chrono::microseconds time) {
-  std::this_thread::sleep_for(time);
-}
+void pause_for(std::chrono::microseconds time) { std::this_thread::sleep_for(time); }
 
 }  // namespace
 
