@@ -88,6 +88,9 @@ def partial_allreduce(
     RoundTimeout, which names the missing ranks; PeerFailed.
     """
     single = isinstance(arrays, np.ndarray)
+    if not isinstance(arrays, np.ndarray | list | tuple):
+        what = type(arrays).__name__
+        raise TypeError(f"partial_allreduce takes a numpy array or a list of them, not {what}")
     batch = [arrays] if isinstance(arrays, np.ndarray) else list(arrays)
     label = _describe(batch, name)
     options = (backup_workers, grace, window, timeout)

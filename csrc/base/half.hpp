@@ -51,8 +51,8 @@ static inline float float16_to_float(std::uint16_t h) {
 
 static inline std::uint16_t float_to_float16(float f) {
   constexpr std::uint32_t kInfinity = 255u << 23;
-  constexpr std::uint32_t kOverflow = (127u + 16u) << 23;    // 2^16
-  constexpr std::uint32_t kSubnormal = (127u - 14u) << 23;   // 2^-14
+  constexpr std::uint32_t kOverflow = (127u + 16u) << 23;   // 2^16
+  constexpr std::uint32_t kSubnormal = (127u - 14u) << 23;  // 2^-14
   constexpr std::uint32_t kMagic = ((127u - 15u) + (23u - 10u) + 1u) << 23;
   const std::uint32_t u = bits::as_uint(f);
   const std::uint32_t sign = (u >> 16) & 0x8000u;

@@ -78,6 +78,7 @@ class Workload {
     std::vector<Nanoseconds> ended(threads);
     std::atomic<std::size_t> ready{0};
     std::vector<std::thread> team;
+    team.reserve(threads);
     for (std::size_t t = 0; t < threads; ++t) {
       team.emplace_back([&, t] {
         const std::size_t lines = count_ / kLineFloats;
@@ -131,7 +132,7 @@ int serve() {
       std::cerr << "memory_limit: wrong sum\n";
       return 1;
     }
-    std::cout << static_cast<double>(time) / static_cast<double>(calls) << std::endl;
+    std::cout << static_cast<double>(time) / static_cast<double>(calls) << '\n' << std::flush;
   }
   return 0;
 }
@@ -139,6 +140,4 @@ int serve() {
 }  // namespace
 }  // namespace hvd_backup
 
-int main() {
-  return hvd_backup::serve();
-}
+int main() { return hvd_backup::serve(); }

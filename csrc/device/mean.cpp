@@ -32,8 +32,8 @@ void sum_block(DType dtype, const Operand* operands, std::size_t operand_count,
   }
 }
 
-bool fused_mean(DType dtype, const Operand* operands, std::size_t operand_count,
-                std::size_t count, double total, std::byte* out, bool stream) {
+bool fused_mean(DType dtype, const Operand* operands, std::size_t operand_count, std::size_t count,
+                double total, std::byte* out, bool stream) {
   if (operand_count > kFusedOperands) return false;
   std::array<const std::byte*, kFusedOperands> data{};
   std::array<double, kFusedOperands> weights{};

@@ -19,8 +19,8 @@ struct MeanKernels {
   /// The whole weighted mean in one pass; false if it is not made for this dtype or so many
   /// operands. Same sums in the same order, hence the same bits, as `add` and `finish`.
   using Fused = bool (*)(DType dtype, const std::byte* const* operands, const double* weights,
-                         std::size_t operand_count, std::size_t count, double total,
-                         std::byte* out, bool stream);
+                         std::size_t operand_count, std::size_t count, double total, std::byte* out,
+                         bool stream);
   /// sum[i] = (first ? 0 : sum[i]) + Σ_k weights[k] * operands[k][i], in order; 1, 2 or 4 operands.
   /// `sum` is float, or double for float64.
   using Add = void (*)(DType dtype, const std::byte* const* operands, const double* weights,

@@ -37,7 +37,8 @@ ArenaSpec Collective::spec(const Policy& policy, int window, std::vector<Flat> f
     throw InvalidArgument("window=" + std::to_string(window) + " is not between 1 and 4096");
   }
   if (chunk_bytes < sizeof(double)) {
-    throw InvalidArgument("chunk_bytes=" + std::to_string(chunk_bytes) + " is less than an element");
+    throw InvalidArgument("chunk_bytes=" + std::to_string(chunk_bytes) +
+                          " is less than an element");
   }
   ArenaSpec spec;
   spec.world = policy.world;
@@ -101,6 +102,7 @@ std::vector<int> Collective::missing() const {
 
 std::vector<RoundNumber> Collective::progress() const {
   std::vector<RoundNumber> released;
+  released.reserve(static_cast<std::size_t>(options_.policy.world));
   for (int rank = 0; rank < options_.policy.world; ++rank) {
     released.push_back(arena_.member(rank).released.load(std::memory_order_acquire));
   }
@@ -128,8 +130,7 @@ RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double we
   const Flat& flat = arena_.spec().flats.front();
   const std::size_t bytes = flat.count * size_of(flat.dtype);
   // A contribution that may be carried on must be in the slot.
-  const bool stage =
-      !options_.remote_reads || bytes <= kStageUpTo || options_.late == Late::carry;
+  const bool stage = !options_.remote_reads || bytes <= kStageUpTo || options_.late == Late::carry;
   if (stage) copy_bytes(slot(), in, bytes, false);
   contribute(weight, stage ? nullptr : in);
   // What others may still read is not written before the round is done.
@@ -152,9 +153,7 @@ void Collective::leave() {
   }
 }
 
-void Collective::fail(const std::string& text) {
-  arena_.fail({FailureKind::peer, rank_, text});
-}
+void Collective::fail(const std::string& text) { arena_.fail({FailureKind::peer, rank_, text}); }
 
 void Collective::start_round() {
   if (phase_ == Phase::left) {
@@ -188,8 +187,8 @@ void Collective::contribute(double weight, const std::byte* in) {
 
 Arrival Collective::enter(double weight, Nanoseconds now) {
   bool ring = false;
-  const Arrival outcome = arena_.ledger(number_).update(
-      rank_, [&](std::uint64_t* words, bool& modified) {
+  const Arrival outcome =
+      arena_.ledger(number_).update(rank_, [&](std::uint64_t* words, bool& modified) {
         RoundLedger ledger(options_.policy, words);
         if (ledger.number() != number_) ledger.open(number_);
         const bool was_sealed = ledger.is_sealed();
@@ -204,8 +203,8 @@ Arrival Collective::enter(double weight, Nanoseconds now) {
 
 void Collective::expire_grace() {
   const Nanoseconds now = clock_.now();
-  const bool sealed = arena_.ledger(number_).update(
-      rank_, [&](std::uint64_t* words, bool& modified) {
+  const bool sealed =
+      arena_.ledger(number_).update(rank_, [&](std::uint64_t* words, bool& modified) {
         return modified = RoundLedger(options_.policy, words).expire(now);
       });
   if (sealed) arena_.round(number_).bell.ring();
@@ -228,9 +227,8 @@ void Collective::fold_carried(double& weight) {
   for (std::size_t i = 0; i < arena_.spec().flats.size(); ++i) {
     const Flat& flat = arena_.spec().flats[i];
     std::byte* mine = slot() + arena_.flat_offset(i);
-    const std::array<Operand, 2> both{Operand{carried_.data() + arena_.flat_offset(i),
-                                              carried_weight_},
-                                      Operand{mine, weight}};
+    const std::array<Operand, 2> both{
+        Operand{carried_.data() + arena_.flat_offset(i), carried_weight_}, Operand{mine, weight}};
     weighted_mean(flat.dtype, both.data(), both.size(), flat.count, total, mine, false);
   }
   weight = total;

@@ -14,15 +14,15 @@ namespace hvd_backup {
 /// What a rank knows of a round it has been through. Times are points on the engine's clock.
 struct RoundReport {
   RoundNumber number = 0;
-  std::vector<int> contributors;         ///< ascending
-  std::vector<Nanoseconds> arrived_at;   ///< of each contributor
-  bool contributed = false;              ///< this rank is one of them
-  double weight = 0;                     ///< sum of their weights
-  Nanoseconds first_at = 0;              ///< the first arrival
+  std::vector<int> contributors;        ///< ascending
+  std::vector<Nanoseconds> arrived_at;  ///< of each contributor
+  bool contributed = false;             ///< this rank is one of them
+  double weight = 0;                    ///< sum of their weights
+  Nanoseconds first_at = 0;             ///< the first arrival
   Nanoseconds sealed_at = 0;
-  Nanoseconds my_arrival_at = 0;         ///< in time or late; 0 if this rank skipped the round
-  Nanoseconds waited = 0;                ///< how long this rank was blocked
-  Nanoseconds waited_for_window = 0;     ///< of this: because the window was full
+  Nanoseconds my_arrival_at = 0;      ///< in time or late; 0 if this rank skipped the round
+  Nanoseconds waited = 0;             ///< how long this rank was blocked
+  Nanoseconds waited_for_window = 0;  ///< of this: because the window was full
 };
 
 /// The partial all-reduce of one node: one rank's end of it.
@@ -41,8 +41,7 @@ class Collective {
   static ArenaSpec spec(const Policy& policy, int window, std::vector<Flat> flats,
                         std::size_t chunk_bytes);
 
-  Collective(const Arena& arena, int rank, Options options,
-             const Clock& clock = monotonic_clock());
+  Collective(const Arena& arena, int rank, Options options, const Clock& clock = monotonic_clock());
   Collective(const Collective&) = delete;
   Collective& operator=(const Collective&) = delete;
 
@@ -100,7 +99,7 @@ class Collective {
   Reduction reduction_;
   Phase phase_ = Phase::computing;
   RoundNumber number_ = 0;
-  Nanoseconds blocked_ = 0;  // in this round, before it arrived
+  Nanoseconds blocked_ = 0;     // in this round, before it arrived
   Nanoseconds arrived_at_ = 0;  // in this round; 0: skipped
   bool sealed_it_ = false;      // this rank closed this round
   bool lost_ = false;           // this round's contribution came late

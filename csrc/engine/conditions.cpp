@@ -16,8 +16,8 @@ std::string Collective::RoomCondition::missing(const std::string& after) const {
   for (int rank = 0; rank < arena_.spec().world; ++rank) {
     if (arena_.member(rank).released.load() == least) slowest.push_back(rank);
   }
-  return "the window of " + std::to_string(arena_.spec().records - 1) + " results is full " + after +
-         "; " + ranks_have(slowest) + " yet to load round " + std::to_string(least) +
+  return "the window of " + std::to_string(arena_.spec().records - 1) + " results is full " +
+         after + "; " + ranks_have(slowest) + " yet to load round " + std::to_string(least) +
          "; use attempt(), or raise window= or timeout=";
 }
 
@@ -78,8 +78,8 @@ std::string Collective::ResultCondition::missing(const std::string& after) const
   const Policy& policy = owner_.options_.policy;
   const std::vector<int> ranks = owner_.missing();
   const int present = policy.world - static_cast<int>(ranks.size());
-  return std::to_string(present) + " of " + std::to_string(policy.quorum) +
-         " contributions " + after + "; missing " + (ranks.size() == 1 ? "rank " : "ranks ") + join(ranks) +
+  return std::to_string(present) + " of " + std::to_string(policy.quorum) + " contributions " +
+         after + "; missing " + (ranks.size() == 1 ? "rank " : "ranks ") + join(ranks) +
          "; raise timeout= or backup_workers=";
 }
 

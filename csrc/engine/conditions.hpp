@@ -46,8 +46,8 @@ class Collective::ResultCondition {
   RoundLedger ledger_;
   bool sealed_ = false;
   bool helping_ = false;
-  int copied_from_ = -1;     // the result buffer
-  std::size_t copied_ = 0;   // chunks of it
+  int copied_from_ = -1;    // the result buffer
+  std::size_t copied_ = 0;  // chunks of it
 };
 
 }  // namespace hvd_backup

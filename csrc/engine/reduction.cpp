@@ -31,8 +31,7 @@ Reduction::Reduction(const Arena& arena, const Options& options, const Clock& cl
       rank_(rank),
       stream_(arena.contribution_bytes() >= kStreamFrom) {}
 
-void Reduction::begin(RoundNumber number, const std::vector<int>& contributors,
-                      bool first) {
+void Reduction::begin(RoundNumber number, const std::vector<int>& contributors, bool first) {
   number_ = number;
   first_ = first;
   total_weight_ = 0;

@@ -52,9 +52,9 @@ class Reduction {
   };
   struct Contributor {
     int rank = 0;
-    Operand operand;               // where it is, or will be copied to
-    int pid = 0;                   // 0: readable in place
-    std::uint64_t address = 0;     // in process pid
+    Operand operand;            // where it is, or will be copied to
+    int pid = 0;                // 0: readable in place
+    std::uint64_t address = 0;  // in process pid
   };
 
   Attempt attempt() const;

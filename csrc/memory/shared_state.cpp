@@ -15,8 +15,7 @@ std::size_t padded(std::size_t words) {
 }  // namespace
 
 std::size_t SharedState::bytes(int writers, std::size_t words) {
-  return kCacheLine +
-         2 * static_cast<std::size_t>(writers) * padded(words) * sizeof(std::uint64_t);
+  return kCacheLine + 2 * static_cast<std::size_t>(writers) * padded(words) * sizeof(std::uint64_t);
 }
 
 SharedState::SharedState(void* memory, int /*writers*/, std::size_t words)

@@ -14,8 +14,8 @@ void validate(const Policy& policy) {
     const int backups = policy.world - policy.quorum;
     throw InvalidArgument("backup_workers=" + std::to_string(backups) + " leaves a quorum of " +
                           std::to_string(policy.quorum) + " in a world of " +
-                          std::to_string(policy.world) + " ranks; use 0 <= backup_workers <= " +
-                          std::to_string(policy.world - 1));
+                          std::to_string(policy.world) +
+                          " ranks; use 0 <= backup_workers <= " + std::to_string(policy.world - 1));
   }
   if (policy.grace < 0) throw InvalidArgument("grace cannot be negative");
 }

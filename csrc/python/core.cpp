@@ -188,8 +188,8 @@ py::dict arrivals(const RoundReport& r) {
 std::string describe(const RoundReport& r) {
   return "Round(number=" + std::to_string(r.number) + ", contributors=(" + join(r.contributors) +
          "), contributed=" + (r.contributed ? "True" : "False") +
-         ", weight=" + std::to_string(r.weight) + ", sealed_s=" +
-         std::to_string(seconds(r.sealed_at - r.first_at)) +
+         ", weight=" + std::to_string(r.weight) +
+         ", sealed_s=" + std::to_string(seconds(r.sealed_at - r.first_at)) +
          ", waited_s=" + std::to_string(seconds(r.waited)) + ")";
 }
 
@@ -225,8 +225,7 @@ void bind_round(py::module_& m) {
                     "Sum of the contributors' weights; the result is divided by it.")
       .def_property_readonly("arrivals_s", &arrivals,
                              "Contributor -> seconds from the round's first arrival to its own.")
-      .def_property_readonly("sealed_s", since_first,
-                             "Seconds from the first arrival to the seal.")
+      .def_property_readonly("sealed_s", since_first, "Seconds from the first arrival to the seal.")
       .def_property_readonly(
           "sealed_at_s", [](const RoundReport& r) { return seconds(r.sealed_at); },
           "When the round was sealed, in seconds of the host's CLOCK_MONOTONIC.")
@@ -269,12 +268,15 @@ void bind_collective(py::module_& m) {
       .def(
           "arrive", [](Handle& h, double weight) { return h.collective().arrive(weight); },
           py::arg("weight"), nogil)
-      .def("skip", [](Handle& h) { h.collective().skip(); }, nogil)
+      .def(
+          "skip", [](Handle& h) { h.collective().skip(); }, nogil)
       .def("sealed_without_me", [](Handle& h) { return h.collective().sealed_without_me(); })
       .def("missing", [](Handle& h) { return h.collective().missing(); })
       .def("progress", [](Handle& h) { return h.collective().progress(); })
-      .def("wait", [](Handle& h) { return h.collective().wait(); }, nogil)
-      .def("release", [](Handle& h) { h.collective().release(); }, nogil)
+      .def(
+          "wait", [](Handle& h) { return h.collective().wait(); }, nogil)
+      .def(
+          "release", [](Handle& h) { h.collective().release(); }, nogil)
       .def("allreduce", &Handle::allreduce, py::arg("src"), py::arg("dst"), py::arg("weight"))
       .def("leave", [](Handle& h) { h.collective().leave(); })
       .def(

@@ -33,9 +33,7 @@ const std::array<Half, 2> kHalves{
     Half{DType::bfloat16, kBFloat16, bfloat16_to_float, float_to_bfloat16},
 };
 
-float next(float x, float to) {
-  return std::nextafter(x, to);
-}
+float next(float x, float to) { return std::nextafter(x, to); }
 
 /// Every number half-way between two neighbors of the format, and its neighbors in float32: where
 /// rounding is decided. From zero to beyond the largest finite number, both signs.
@@ -106,9 +104,7 @@ std::vector<std::uint16_t> all_bits() {
   return bits;
 }
 
-bool same(double a, double b) {
-  return a == b && std::signbit(a) == std::signbit(b);
-}
+bool same(double a, double b) { return a == b && std::signbit(a) == std::signbit(b); }
 
 }  // namespace
 

@@ -172,7 +172,8 @@ TEST_CASE("a rank that is stopped for long delays nobody until the window is ful
   });
   const auto released = [&world](int rank) { return world.arena().member(rank).released.load(); };
   for (int i = 0; i < 3; ++i) {
-    while (released(2) < static_cast<std::uint64_t>(30 * i)) std::this_thread::yield();
+    while (released(2) < std::uint64_t{30} * static_cast<std::uint64_t>(i))
+      std::this_thread::yield();
     family.stop(2);
     // The round it is in, and a window of twenty; the last round of all is not released.
     const std::uint64_t limit = std::min(released(2) + 21, kRounds - 1);

@@ -1,6 +1,7 @@
 // Layer memory, between processes: segments, private views, life locks, remote reads.
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -71,9 +72,7 @@ class Child {
   bool ok_ = false;
 };
 
-std::byte byte(int value) {
-  return static_cast<std::byte>(value);
-}
+std::byte byte(int value) { return static_cast<std::byte>(value); }
 
 }  // namespace
 
@@ -139,7 +138,8 @@ TEST_CASE("a private view shows what is shared, and keeps what is written to it"
   view.data()[0] = byte(9);
   CHECK(view.data()[0] == byte(9));
   CHECK(segment.data()[4096] == byte(2));
-  segment.data()[2 * 4096] = byte(4);  // its second page is untouched, hence still shared
+  segment.data()[std::size_t{2} * 4096] =
+      byte(4);  // its second page is untouched, hence still shared
   CHECK(view.data()[4096] == byte(4));
 }
 
@@ -244,6 +244,18 @@ TEST_CASE("the memory of another process is read without its help") {
   }
   CHECK(right);
   CHECK(data[5] == 1);
+}
+
+TEST_CASE("to read on into memory that is not there is an error, not half an answer") {
+  constexpr std::size_t kPages = 2 * std::size_t{4096};
+  void* pages = mmap(nullptr, kPages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(pages != MAP_FAILED);
+  munmap(static_cast<std::byte*>(pages) + kPages / 2, kPages / 2);
+  std::vector<std::byte> to(kPages);
+  const auto address = reinterpret_cast<std::uint64_t>(pages);
+  read_remote(getpid(), address, to.data(), kPages / 2);
+  CHECK_THROWS_AS(read_remote(getpid(), address, to.data(), kPages), SystemError);
+  munmap(pages, kPages / 2);
 }
 
 TEST_CASE("to read from a process that is gone, or where it has nothing, is an error") {

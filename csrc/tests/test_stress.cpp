@@ -158,7 +158,7 @@ TEST_CASE("so have rounds whose helpers supersede each other all the time") {
   }
   for (std::uint64_t seed = 40; seed < 64; ++seed) {
     Run run = random_run(seed);
-    run.setup.options.stall = seed % 3 * kMicrosecond;
+    run.setup.options.stall = static_cast<Nanoseconds>(seed % 3) * kMicrosecond;
     run.private_memory = seed % 2 == 0;
     if (run.private_memory) run.setup.flats.resize(1);
     run.rounds = 300;
