@@ -80,6 +80,14 @@ std::vector<std::byte> mean_by(const MeanKernels& kernels, const Problem& proble
   return out;
 }
 
+/// The mean in one pass, where the kernels have that.
+bool fused(const MeanKernels& kernels, const Problem& problem, double total, bool stream) {
+  std::vector<const std::byte*> all;
+  for (const Memory& operand : problem.data) all.push_back(operand.data());
+  return kernels.fused(problem.dtype, all.data(), problem.weights.data(), all.size(), problem.count,
+                       total, problem.out.data(), stream);
+}
+
 }  // namespace
 
 TEST_CASE("the mean of one to nine operands has the bits of a plain loop, at any size") {
@@ -160,6 +168,11 @@ TEST_CASE("baseline and AVX2 kernels give the same bits") {
           const std::vector<std::byte> mean = problem.expected(total);
           problem.check(mean, mean_by(baseline_kernels, problem, total).data(), "baseline");
           problem.check(mean, mean_by(*avx2_kernels(), problem, total).data(), "AVX2");
+          for (const bool stream : {false, true}) {
+            if (fused(*avx2_kernels(), problem, total, stream)) {
+              problem.check(mean, problem.out.data(), stream ? "fused, streamed" : "fused");
+            }
+          }
         }
       }
     }

@@ -1,9 +1,13 @@
 // Layer engine: helpers that stop amid the work, whose work is done again by the others.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cstring>
 #include <functional>
 #include <utility>
 #include <vector>
 
+#include "base/error.hpp"
 #include "check.hpp"
 #include "engine/reduction.hpp"
 #include "world.hpp"
@@ -106,6 +110,16 @@ struct Pair {
     options.stall = kStall;
     first.begin(0, {0, 1, 2}, true);
     second.begin(0, {0, 1, 2}, false);
+  }
+
+  /// Rank `rank` contributed from private memory, and its process is gone.
+  void give_to_the_dead(int rank) {
+    const pid_t child = fork();
+    if (child == 0) _exit(0);
+    waitpid(child, nullptr, 0);
+    arena.member(rank).pid.store(child);
+    arena.entry(0, rank).address.store(reinterpret_cast<std::uintptr_t>(this));
+    first.begin(0, {0, 1, 2}, true);
   }
 
   ArenaSpec spec = Collective::spec(full_sync(3), 1, {{DType::float32, 10}}, 4096);
@@ -305,4 +319,22 @@ TEST_CASE("a rank that finds no free buffer does not ask to be woken in the past
   pair.clock.advance(kSecond);
   CHECK(!pair.second.help());
   CHECK_EQ(pair.second.wake_at(), 0);
+}
+
+TEST_CASE("a contributor that died before its memory was read is named") {
+  Pair pair;
+  pair.give_to_the_dead(2);
+  CHECK_THROWS_WITH(pair.first.help(), PeerFailed,
+                    "round 0, rank 0: rank 2 has died amid the round");
+}
+
+TEST_CASE("a contributor that died after the round was done is no failure for a slow helper") {
+  Pair pair;
+  pair.give_to_the_dead(2);
+  pair.clock.on_look = [&] {
+    // While this rank was on its way to its first chunk, the others made the result readable.
+    const std::uint64_t attempt = pair.arena.round(0).attempt.load();
+    if (attempt != 0) pair.arena.round(0).published.store(attempt);
+  };
+  CHECK(pair.first.help());
 }

@@ -124,7 +124,7 @@ Run random_run(std::uint64_t seed) {
 TEST_CASE("thousands of rounds at random paces have the right bits on every rank") {
   for (std::uint64_t seed = 1; seed <= 20; ++seed) {
     Run run = random_run(seed);
-    run.rounds = kThreadSanitizer ? 150 : 800;
+    run.rounds = kThreadSanitizer ? 150 : 400;
     live(run);
   }
 }

@@ -70,8 +70,8 @@ def test_always_10_times_slower_costs_nothing_with_attempt(measured, tmp_path):
 
 @pytest.mark.parametrize("case", ["always slow", "b=1"])
 def test_the_slow_rank_never_falls_out_of_the_window(measured, case):
-    # Nobody ever waited for it: not at all, beside what it takes to look.
-    assert max(ranks["waited_for_window"] for ranks in measured[case]) < 0.01
+    # Nobody ever waited for it; 0.1 s is what a busy machine can make of looking.
+    assert max(rank["waited_for_window"] for rank in measured[case]) < 0.1
     slow = measured[case][-1]
     behind = [
         sum(sealed < stepped for sealed in slow["sealed_at"]) - (round_ + 1)

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 import hvd_backup as hb
+import hvd_backup.torch as hvd
 from hvd_backup.exchange import Exchange
 
 
@@ -22,6 +24,8 @@ def test_everything_but_init_needs_init():
     for collective in (hb.partial_allreduce, hb.allreduce, hb.broadcast, hb.allgather):
         calls.append(lambda collective=collective: collective(array))
     calls.append(lambda: Exchange([("float32", 1)]))
+    calls.append(lambda: hvd.broadcast_parameters({}))
+    calls.append(lambda: hvd.DistributedOptimizer(torch.optim.SGD([torch.zeros(1)])))
     for call in calls:
         with pytest.raises(hb.NotInitialized, match=r"call hvd_backup\.init\(\) first"):
             call()

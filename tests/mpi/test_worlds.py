@@ -1,0 +1,66 @@
+"""init() and shutdown(): whole worlds, parts of one, one after another."""
+
+import numpy as np
+import pytest
+from mpi.helpers import RANK, SIZE, assert_same_bits
+from mpi4py import MPI
+
+import hvd_backup as hb
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def outside():
+    """The test begins and ends outside of any world of ours."""
+    hb.shutdown()
+    yield
+    hb.shutdown()
+    hb.init()
+
+
+def test_the_world_is_that_of_mpi():
+    assert (hb.rank(), hb.size()) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
+    assert (hb.local_rank(), hb.local_size()) == (RANK, SIZE)
+    assert (hb.cross_rank(), hb.cross_size()) == (0, 1)
+    hb.init()
+    hb.init(MPI.COMM_WORLD)
+    assert hb.size() == SIZE
+
+
+def test_parts_of_the_world_are_worlds(outside):
+    part = MPI.COMM_WORLD.Split(RANK % 2, -RANK)
+    hb.init(part)
+    assert (hb.rank(), hb.size()) == (part.rank, part.size)
+    value, round_ = hb.partial_allreduce(np.full(3, float(RANK)))
+    members = [rank for rank in range(SIZE) if rank % 2 == RANK % 2]
+    assert_same_bits(value, np.full(3, sum(members) / len(members)))
+    assert round_.contributors == tuple(range(part.size))
+    assert hb.allgather_object(RANK) == sorted(members, reverse=True)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_another_world_needs_a_shutdown_first():
+    part = MPI.COMM_WORLD.Split(RANK, 0)
+    with pytest.raises(ValueError, match=r"shutdown\(\) first"):
+        hb.init(part)
+    assert hb.size() == SIZE
+
+
+def test_worlds_may_follow_one_another(outside):
+    for turn in range(5):
+        hb.init()
+        value, round_ = hb.partial_allreduce(np.full(3, float(turn)), backup_workers=SIZE - 1)
+        assert_same_bits(value, np.full(3, float(turn)))
+        assert round_.number == 0
+        hb.shutdown()
+        with pytest.raises(hb.NotInitialized):
+            hb.barrier()
+
+
+def test_a_rank_that_shuts_down_early_disturbs_no_round_that_is_done(outside):
+    hb.init()
+    for k in range(20):
+        _, round_ = hb.partial_allreduce(np.ones(3), backup_workers=SIZE - 1)
+        assert round_.number == k
+    hb.shutdown()  # the fast ranks first: the others still load their last rounds
