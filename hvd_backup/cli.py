@@ -58,7 +58,7 @@ def demo(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the ranks end with us
     try:
         summary = run_demo(settings, out, Console())
-    except LaunchError as error:
+    except (LaunchError, OSError) as error:
         fail(str(error), code=1)
     if not summary["replicas_identical"]:
         fail("the replicas differ between ranks: this is a bug, please report it", code=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from hvd_backup import runtime
+from hvd_backup import errors, runtime
 from hvd_backup.exchange import Exchange
 from hvd_backup.reports import Round
 
@@ -239,17 +240,36 @@ def barrier() -> None:
 
 
 def broadcast_object(obj: T | None = None, root_rank: int = 0, name: str | None = None) -> T:
-    """`root_rank`'s object (anything that pickles), on every rank."""
+    """`root_rank`'s object, on every rank; Error, on every rank, if it does not pickle."""
     check_root(root_rank)
     runtime.current().meet(f"broadcast_object(root_rank={root_rank})")
-    result: T = runtime.current().comm.bcast(obj, root=root_rank)
-    return result
+    mine = _pickled(obj) if runtime.rank() == root_rank else None
+    sent: _Pickled = runtime.current().comm.bcast(mine, root=root_rank)
+    return cast("T", _unpickled([sent], root_rank)[0])
 
 
 def allgather_object(obj: T, name: str | None = None) -> list[T]:
-    """The objects of all ranks, in order of rank."""
+    """The objects of all ranks, in order of rank; Error, on every rank, if one does not pickle."""
     runtime.current().meet("allgather_object()")
-    return runtime.current().comm.allgather(obj)
+    return cast("list[T]", _unpickled(runtime.current().comm.allgather(_pickled(obj))))
+
+
+# The pickle, or why there is none: the others are told, instead of waiting for it.
+_Pickled: TypeAlias = tuple[bytes, str]
+
+
+def _pickled(obj: object) -> _Pickled:
+    try:
+        return pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), ""
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+        return b"", f"{type(obj).__name__} cannot be pickled: {error}"
+
+
+def _unpickled(everybody: list[_Pickled], first_rank: int = 0) -> list[Any]:
+    for rank, (_, problem) in enumerate(everybody, first_rank):
+        if problem:
+            raise errors.Error(f"rank {rank}: {problem}")
+    return [pickle.loads(data) for data, _ in everybody]
 
 
 def check_root(root_rank: int) -> None:

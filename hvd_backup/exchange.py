@@ -235,11 +235,15 @@ class Exchange:
 
     def _warn_of_window(self, round_: Round) -> None:
         self._warned_of_window = True
-        progress = self._core.progress()
-        slowest = progress.index(min(progress))
+        others = {
+            rank: released
+            for rank, released in enumerate(self._core.progress())
+            if rank != self._runtime.rank
+        }
+        slowest = min(others, key=others.__getitem__)
         log.warning(
             "%s: round %d, rank %d waited %.2f s because the window of %d results is full: rank %d "
-            "is that far behind, and sets the pace from now on; use attempt(), or raise window=",
+            "is far behind, and sets the pace; use attempt() on it, or raise window=",
             *(self.name[:80], round_.number, self._runtime.rank, round_.waited_for_window_s),
             *(self.options.window, slowest),
         )

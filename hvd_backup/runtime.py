@@ -35,6 +35,7 @@ class Runtime:
 
         self.config = config
         self._pid = os.getpid()
+        _await_all(comm, config.timeout)
         self.comm = comm.Dup()
         self.rank, self.size = comm.rank, comm.size
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
@@ -152,6 +153,19 @@ class Runtime:
     def _choose_patience(self) -> tuple[int, int]:
         cores: set[int] = set().union(*self.comm.allgather(os.sched_getaffinity(0)))
         return patience(len(cores), self.local_size)
+
+
+def _await_all(comm: MPI.Intracomm, timeout: float) -> None:
+    """Wait for every rank to call init(); the first wait must have an end, too."""
+    request = comm.Ibarrier()
+    deadline = time.monotonic() + timeout
+    while not request.Test():
+        if time.monotonic() > deadline:
+            raise errors.RoundTimeout(
+                f"init(): not all {comm.size} ranks called it within {timeout:g} s; call it on "
+                "every rank, with the same communicator, or raise HVD_BACKUP_TIMEOUT"
+            )
+        time.sleep(1e-3)
 
 
 def patience(cores: int, ranks: int) -> tuple[int, int]:

@@ -135,7 +135,7 @@ RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double we
   contribute(weight, stage ? nullptr : in);
   // What others may still read is not written before the round is done.
   const bool in_use = !stage && in == out;
-  RoundReport report = finish(in_use ? nullptr : out);
+  RoundReport report = stage ? finish(out) : finish_unstaged(in_use ? nullptr : out);
   if (in_use) copy_bytes(out, result(), bytes, bytes >= kStreamFrom);
   release();
   return report;
@@ -157,7 +157,8 @@ void Collective::fail(const std::string& text) { arena_.fail({FailureKind::peer,
 
 void Collective::start_round() {
   if (phase_ == Phase::left) {
-    throw InvalidArgument("round " + std::to_string(number_) + ": this rank has left");
+    throw InvalidArgument("round " + std::to_string(number_) +
+                          ": this rank has left; after shutdown() or close(), make a new one");
   }
   if (phase_ == Phase::arrived) {
     throw InvalidArgument("round " + std::to_string(number_) + ": wait() must follow arrive()");
@@ -220,6 +221,18 @@ RoundReport Collective::finish(std::byte* out) {
   vigil_.wait(number_, arena_.round(number_).bell, result);
   phase_ = Phase::loaded;
   return result.report(clock_.now() - start);
+}
+
+RoundReport Collective::finish_unstaged(std::byte* out) {
+  try {
+    return finish(out);
+  } catch (...) {
+    // The caller's memory is his own again, and others may be reading it for this round.
+    arena_.fail({FailureKind::peer, rank_,
+                 "round " + std::to_string(number_) + ", rank " + std::to_string(rank_) +
+                     ": interrupted while others read its contribution"});
+    throw;
+  }
 }
 
 void Collective::fold_carried(double& weight) {

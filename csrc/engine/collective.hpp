@@ -88,6 +88,7 @@ class Collective {
   Arrival enter(double weight, Nanoseconds now);
   void expire_grace();
   RoundReport finish(std::byte* out);
+  RoundReport finish_unstaged(std::byte* out);
   void fold_carried(double& weight);
   void keep(double weight);
 

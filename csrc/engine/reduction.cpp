@@ -143,6 +143,8 @@ void Reduction::take_chunks(int buffer) {
     const std::uint64_t i = control.next_chunk.fetch_add(1, std::memory_order_relaxed);
     if (i >= chunks.size()) return;
     reduce(chunks[i], arena_.result(buffer));
+    // A contributor that gave up may have changed its memory while it was read.
+    if (any_remote_ && arena_.failure()) return;
     arena_.chunk_done(buffer, i).store(stamp(), std::memory_order_release);
     control.chunks_done.fetch_add(1, std::memory_order_acq_rel);
   }

@@ -54,9 +54,8 @@ void Vigil::fail(RoundNumber round, FailureKind kind, const std::string& text) {
 }
 
 std::string Vigil::after(Nanoseconds waited) {
-  std::string text = std::to_string(static_cast<double>(waited) / kSecond);
-  text.erase(text.find('.') + 2);
-  return "after " + text + " s";
+  const Nanoseconds tenths = waited / (kSecond / 10);
+  return "after " + std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " s";
 }
 
 Nanoseconds Vigil::nap(Nanoseconds now, Nanoseconds deadline, Nanoseconds wake_at) {

@@ -68,9 +68,9 @@ struct ResultControl {
 /// A round's shared part that is not the ledger's.
 struct RoundControl {
   Bell bell;
-  /// (round + 1) << 16 | attempt << 8 | result buffer: which reduction counts. See attempt.hpp.
+  /// (round + 1) << 24 | attempt << 16 | buffer: the reduction being worked on. See reduction.cpp.
   std::atomic<std::uint64_t> attempt;
-  /// round + 1 when the result can be read.
+  /// (round + 1) << 24 | buffer: where the result can be read.
   std::atomic<std::uint64_t> published;
 };
 

@@ -167,11 +167,18 @@ class _Rounds:
         if self._exchange is None or param.grad is None:
             return
         i = self._index.get(id(param))
-        if i is None or param.grad is self._slots[i]:
-            return  # None: it is new to this step, which will set up anew
+        if i is None or param.grad.dtype != self._slots[i].dtype:
+            return  # new to this step, or converted since the last; the step will set up anew
         if param.grad.requires_grad:
             return  # backward(create_graph=True): the user's to differentiate, until step()
-        self._move(i, param)
+        if not self._is_in_slot(i, param.grad):
+            self._move(i, param)
+
+    def _is_in_slot(self, i: int, grad: torch.Tensor) -> bool:
+        # By address: `p.grad.data = …` gives the tensor we made other memory.
+        if grad.layout != torch.strided or grad.data_ptr() != self._slots[i].data_ptr():
+            return False
+        return grad.stride() == self._slots[i].stride()
 
     def _move(self, i: int, param: torch.Tensor) -> None:
         assert param.grad is not None
@@ -182,14 +189,14 @@ class _Rounds:
             )
         source = param.grad.detach() if param.grad.requires_grad else param.grad
         self._slots[i].copy_(source)
-        param.grad = self._slots[i]
+        param.grad = self._slots[i].detach()  # an alias, for the user to do with as he likes
 
     def _stage_all(self) -> None:
         for i, param in enumerate(self._params):
             self._present[i] = param.grad is not None
             if param.grad is None:
                 self._slots[i].zero_()
-            elif param.grad is not self._slots[i]:
+            elif not self._is_in_slot(i, param.grad):
                 self._move(i, param)
 
     def _load(self, exchange: Exchange) -> None:
@@ -200,7 +207,7 @@ class _Rounds:
             self._views[exchange.buffer] = views
         gradients, present = self._views[exchange.buffer]
         for i, (param, gradient) in enumerate(zip(self._params, gradients, strict=True)):
-            param.grad = gradient if present[i] > 0 else None
+            param.grad = gradient.detach() if present[i] > 0 else None
 
     # Attempts
 
@@ -216,7 +223,7 @@ class _Rounds:
     def _prepared(self) -> Exchange:
         params = self._trainable()
         same = len(params) == len(self._params) and all(map(_is, params, self._params))
-        if self._exchange is None or not same:
+        if self._exchange is None or not same or not all(map(_same_dtype, params, self._slots)):
             self._set_up(params)
         assert self._exchange is not None
         return self._exchange
@@ -279,6 +286,10 @@ def _owner(param: torch.Tensor) -> _Rounds | None:
 
 def _is(a: object, b: object) -> bool:
     return a is b
+
+
+def _same_dtype(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype
 
 
 def _names(

@@ -152,3 +152,10 @@ def test_different_contributions_raise_mismatch_on_every_rank(call, words):
     same_everywhere(str(raised.value))
     assert words in str(raised.value)
     hb.barrier()
+
+
+def test_an_object_that_does_not_pickle_is_an_error_on_every_rank():
+    for share in (hb.broadcast_object, hb.allgather_object):
+        with pytest.raises(hb.Error, match="rank 0: function cannot be pickled"):
+            share(lambda: 1)
+    hb.barrier()

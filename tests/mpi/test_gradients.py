@@ -225,3 +225,30 @@ def test_sparse_gradients_are_refused_with_the_way_out():
         opt.step()
     opt.close()
     hvd.barrier()
+
+
+def test_a_gradient_that_was_given_other_memory_is_exchanged_all_the_same():
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    optimizer = distribute(model, lr=1.0)
+    for step in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        model.weight.grad.data = torch.full((1, 2), float(RANK))
+        optimizer.step()
+        expected = torch.full((1, 2), -(step + 1) * (SIZE - 1) / 2)
+        torch.testing.assert_close(model.weight.detach(), expected)
+        model.weight.grad.data = torch.zeros(1, 2)
+
+
+def test_a_model_may_be_converted_between_steps():
+    model = small_model()
+    optimizer = distribute(model)
+    train(model, optimizer, 2)
+    model.double()
+    for step in range(2):
+        optimizer.zero_grad()
+        backward(model, batch(step, dtype=torch.float64))
+        optimizer.step()
+    assert_replicas(model, optimizer)

@@ -1,0 +1,31 @@
+// Layer engine: private memory is read only as long as the call that lent it.
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "base/error.hpp"
+#include "check.hpp"
+#include "world.hpp"
+
+using namespace hvd_backup;
+using namespace hvd_backup::testing;
+
+TEST_CASE("the input of an all-reduce that was interrupted is not read after the call has ended") {
+  Setup setup;
+  setup.flats = {{DType::float32, 20'000}};
+  setup.options.remote_reads = true;
+  setup.adjust = [](int rank, Options& options) {
+    if (rank == 1)
+      options.patrol = []() -> std::vector<int> { throw std::runtime_error("Ctrl-C"); };
+  };
+  World world(full_sync(2), setup);
+  std::vector<std::byte> one = world.contribution(1, 0);
+  CHECK_THROWS_WITH(world[1].allreduce(one.data(), one.data()), std::runtime_error, "Ctrl-C");
+  std::memset(one.data(), 0xFF, one.size());  // the caller's memory is its own again
+  std::vector<std::byte> zero = world.contribution(0, 0);
+  try {
+    const RoundReport report = world[0].allreduce(zero.data(), zero.data());
+    world.check(0, report, zero.data());  // right, or
+  } catch (const PeerFailed&) {           // an error; but not NaN
+  }
+}
