@@ -215,6 +215,8 @@ class Exchange:
         self._warned_of_stall = False
 
     def _failed(self, error: BaseException) -> BaseException:
+        if isinstance(error, errors.PeerFailed):
+            self._runtime.board.check()  # raises the first reason, in its own words, if it is there
         self._runtime.board.fail(error)
         return error
 
