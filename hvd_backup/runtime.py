@@ -113,7 +113,9 @@ class Runtime:
         while not request.Test():
             self.board.check()
             if dead := self.board.dead():
-                raise errors.PeerFailed(f"{call}: {ranks_have(dead)} died")
+                raise errors.PeerFailed(
+                    f"{call}: {ranks_have(dead)} died; start again from the last checkpoint"
+                )
             if left := self.board.left():
                 raise errors.PeerFailed(
                     f"{call}: {ranks_have(left)} left; every rank must make the same calls"
@@ -121,7 +123,7 @@ class Runtime:
             if time.monotonic() > deadline:
                 raise errors.RoundTimeout(
                     f"{call}: not all ranks came within {timeout:g} s; missing "
-                    f"{ranks_text(self.board.not_here())}; raise timeout="
+                    f"{ranks_text(self.board.not_here())}; raise timeout= or HVD_BACKUP_TIMEOUT"
                 )
             time.sleep(nap)
             nap = min(2 * nap, 5e-3)
@@ -129,6 +131,12 @@ class Runtime:
     def failing_together(self) -> _FailingTogether:
         """A context in which an error of this package reaches the other ranks as well."""
         return _FailingTogether(self.board)
+
+    def is_of(self, comm: MPI.Intracomm) -> bool:
+        """Whether `comm` has the ranks of this world, in its order."""
+        from mpi4py import MPI
+
+        return MPI.Comm.Compare(comm, self.comm) in (MPI.IDENT, MPI.CONGRUENT)
 
     def add(self, leaver: Leaver) -> None:
         self._leavers.add(leaver)
@@ -225,7 +233,7 @@ def init(comm: MPI.Intracomm | None = None) -> None:
     """
     global _runtime
     if _runtime is not None:
-        if comm is not None and comm.size != _runtime.size:
+        if comm is not None and not _runtime.is_of(comm):
             raise ValueError("init() was called before with another communicator; shutdown() first")
         return
     MPI = _load_mpi()

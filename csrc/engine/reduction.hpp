@@ -42,9 +42,6 @@ class Reduction {
 
   bool chunk_is_final(int buffer, std::size_t chunk) const;
 
-  /// Sum of the contributors' weights, in ascending order of rank.
-  double total_weight() const { return total_weight_; }
-
  private:
   struct Attempt {
     unsigned count = 0;
@@ -77,7 +74,7 @@ class Reduction {
   int rank_;
   bool stream_;
   RoundNumber number_ = 0;
-  double total_weight_ = 0;
+  double total_weight_ = 0;  // summed in ascending order of rank
   bool any_remote_ = false;
   bool first_ = false;
   std::vector<Contributor> contributors_;

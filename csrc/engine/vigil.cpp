@@ -49,7 +49,7 @@ void Vigil::patrol(RoundNumber round, Nanoseconds now) {
 
 void Vigil::fail(RoundNumber round, FailureKind kind, const std::string& text) {
   const std::string full = prefix(round) + text;
-  Arena(arena_).fail({kind, rank_, full});
+  arena_.fail({kind, rank_, full});
   raise(kind, full);
 }
 

@@ -120,7 +120,7 @@ std::uint64_t Arena::released_by_all() const {
   return least;
 }
 
-void Arena::fail(const Failure& failure) {
+void Arena::fail(const Failure& failure) const {
   Header& to = header();
   std::uint32_t unclaimed = 0;
   if (!to.failure_claimed.compare_exchange_strong(unclaimed, 1)) return;

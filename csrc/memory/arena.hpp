@@ -118,7 +118,7 @@ class Arena {
   std::uint64_t released_by_all() const;
 
   /// Makes every rank's waits end with this error. The first failure stays.
-  void fail(const Failure& failure);
+  void fail(const Failure& failure) const;
   /// The failure, if there is one.
   std::optional<Failure> failure() const;
 

@@ -278,10 +278,7 @@ void bind_collective(py::module_& m) {
       .def(
           "release", [](Handle& h) { h.collective().release(); }, nogil)
       .def("allreduce", &Handle::allreduce, py::arg("src"), py::arg("dst"), py::arg("weight"))
-      .def("leave", [](Handle& h) { h.collective().leave(); })
-      .def(
-          "fail", [](Handle& h, const std::string& text) { h.collective().fail(text); },
-          py::arg("text"));
+      .def("leave", [](Handle& h) { h.collective().leave(); });
 }
 
 }  // namespace

@@ -268,7 +268,7 @@ TEST_CASE("the ledgers and the failure of an arena share no byte with anything e
     const Arena arena(spec, memory.data());
     const std::size_t words = RoundLedger::words(spec.world);
     const std::string text(479, 'x');
-    Arena(arena).fail({FailureKind::peer, 3, text});
+    arena.fail({FailureKind::peer, 3, text});
     const std::vector<Stretch> all = stretches(arena);
     for (const Stretch& one : all) std::memset(one.start, 0xA5, one.bytes);
     for (int i = 0; i < spec.records; ++i) {
@@ -346,7 +346,7 @@ TEST_CASE("the first failure stays, whole, whoever fails after it") {
   Arena arena(spec, memory.data());
   CHECK(!arena.failure());
   check::in_threads(4, [&](int rank) {
-    Arena(arena).fail({FailureKind::peer, rank, std::string(100, static_cast<char>('a' + rank))});
+    arena.fail({FailureKind::peer, rank, std::string(100, static_cast<char>('a' + rank))});
     const std::optional<Failure> failure = arena.failure();
     if (!failure) return;  // another rank is amid writing it
     CHECK_EQ(failure->text, std::string(100, static_cast<char>('a' + failure->rank)));
@@ -374,7 +374,7 @@ TEST_CASE_WITHIN(20, "a failure wakes who sleeps on any bell") {
   check::in_threads(4, [&](int me) {
     if (me == 3) {
       while (asleep.load() != 3) std::this_thread::yield();
-      Arena(arena).fail({FailureKind::peer, 0, "text"});
+      arena.fail({FailureKind::peer, 0, "text"});
       return;
     }
     Bell& bell = me == 2 ? arena.released_bell() : arena.round(static_cast<RoundNumber>(me)).bell;

@@ -41,9 +41,11 @@ def test_parts_of_the_world_are_worlds(outside):
 
 @pytest.mark.mpi(min_size=2)
 def test_another_world_needs_a_shutdown_first():
-    part = MPI.COMM_WORLD.Split(RANK, 0)
-    with pytest.raises(ValueError, match=r"shutdown\(\) first"):
-        hb.init(part)
+    alone = MPI.COMM_WORLD.Split(RANK, 0)
+    reversed_world = MPI.COMM_WORLD.Split(0, -RANK)
+    for other in (alone, reversed_world):
+        with pytest.raises(ValueError, match=r"shutdown\(\) first"):
+            hb.init(other)
     assert hb.size() == SIZE
 
 
