@@ -41,9 +41,11 @@ class World:
         self.pids: list[int] = self.comm.allgather(os.getpid())
         self.folder = Path(self.comm.bcast(tempfile.mkdtemp() if self.rank == 0 else None))
         self.stderr = os.dup(2)  # pytest captures 2 during tests
-        # Where this rank's stacks go when it is told to show them, and where to read all ranks'.
+        # Where this rank's stacks go when it is asked to show them, and where to read all ranks'.
         self.stacks = (self.folder / f"stacks-{self.rank}").open("w")
         faulthandler.register(signal.SIGUSR1, file=self.stacks, all_threads=True)
+        os.mkfifo(self.folder / f"ask-{self.rank}")
+        threading.Thread(target=self.show_stacks_when_asked, daemon=True).start()
         self.comm.Barrier()
         self.all_stacks = [(self.folder / f"stacks-{rank}").open() for rank in range(self.size)]
         self.timer: threading.Timer | None = None
@@ -89,11 +91,7 @@ class World:
             return  # another rank does it
         self.expired = True
         try:
-            for pid in self.pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGUSR1)
-            time.sleep(1.0)
-            stacks = [file.read() for file in self.all_stacks]
+            stacks = self.ask_for_stacks()
             self.say(
                 f"\n=== TIME LIMIT: rank {self.rank} of {self.size} is in {test} "
                 f"since {limit_s:g} s; where the ranks are:\n"
@@ -104,6 +102,25 @@ class World:
             )
         finally:
             self.end()
+
+    def show_stacks_when_asked(self) -> None:
+        """Runs in a thread of its own, so that no thread moves while the stacks are walked."""
+        with (self.folder / f"ask-{self.rank}").open():  # blocks until another opens it to write
+            faulthandler.dump_traceback(self.stacks, all_threads=True)
+
+    def ask_for_stacks(self) -> list[str]:
+        """The stacks of every rank that still can show them."""
+        for rank in range(self.size):
+            with contextlib.suppress(OSError):  # nobody reads: that rank is gone
+                os.close(os.open(self.folder / f"ask-{rank}", os.O_WRONLY | os.O_NONBLOCK))
+        time.sleep(1.0)
+        stacks = [file.read() for file in self.all_stacks]
+        silent = [rank for rank, stack in enumerate(stacks) if not stack]
+        for rank in silent:  # its interpreter lock is held for good: a signal needs none
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pids[rank], signal.SIGUSR1)
+        time.sleep(1.0 if silent else 0.0)
+        return [stack + file.read() for stack, file in zip(stacks, self.all_stacks, strict=True)]
 
 
 @pytest.hookimpl(trylast=True)
