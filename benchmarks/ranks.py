@@ -64,8 +64,7 @@ class InPlace:
         exchange.slots[0].view(np.float32).fill(rank + 1)
 
     def call(self) -> None:
-        self._exchange.arrive()
-        self._exchange.wait()
+        self._exchange.arrive_and_wait()
 
     def check(self, contributors: int) -> None:
         expect(self._exchange.results[0].view(np.float32), (contributors + 1) / 2)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hvd_backup import _core, errors, runtime
 from hvd_backup.config import RoundOptions
-from hvd_backup.reports import Round, RoundRecord, Stats
+from hvd_backup.reports import Round, Stats
 
 log = logging.getLogger("hvd_backup")
 
@@ -173,19 +173,17 @@ class Exchange:
             round_ = self._core.wait()
         except _ENDING as error:
             raise self._failed(error) from None
-        self.stats.add(
-            RoundRecord(
-                round_.number,
-                round_.arrived_at_s,
-                round_.sealed_at_s,
-                time.monotonic(),
-                round_.waited_s,
-                round_.contributed,
-            )
-        )
-        self._runtime.rounds += 1
-        if round_.waited_for_window_s > 0.01 and not self._warned_of_window:
-            self._warn_of_window(round_)
+        self._record(round_)
+        return round_
+
+    def arrive_and_wait(self, weight: float = 1.0) -> Round:
+        """``arrive()`` and ``wait()`` in one call, which takes less time."""
+        self._begin()
+        try:
+            round_ = self._core.arrive_and_wait(weight)
+        except _ENDING as error:
+            raise self._failed(error) from None
+        self._record(round_)
         return round_
 
     def allreduce(self, src: npt.NDArray[Any], dst: npt.NDArray[Any], weight: float = 1.0) -> Round:
@@ -214,10 +212,19 @@ class Exchange:
         self._waiting_since = time.monotonic()
         self._warned_of_stall = False
 
+    def _record(self, round_: Round) -> None:
+        self.stats.add(round_)
+        self._runtime.rounds += 1
+        if round_.waited_for_window_s > 0.01 and not self._warned_of_window:
+            self._warn_of_window(round_)
+
     def _failed(self, error: BaseException) -> BaseException:
-        if isinstance(error, errors.PeerFailed):
-            self._runtime.board.check()  # raises the first reason, in its own words, if it is there
-        self._runtime.board.fail(error)
+        board = self._runtime.board
+        if isinstance(error, errors.PeerFailed) or (
+            isinstance(error, errors.Error) and board.is_told()
+        ):
+            board.check()  # raises the first reason, in its own words, if it is there
+        board.fail(error)
         return error
 
     def _patrol(self) -> list[int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, overload
 
-from hvd_backup._core import Round
+from hvd_backup._core import Round, RoundLog
 
-__all__ = ["Round", "RoundRecord", "Stats"]
+__all__ = ["History", "Round", "RoundRecord", "Stats"]
 
 _HISTORY = 100_000  # rounds; a training run of months must not fill the memory
 
@@ -31,29 +31,57 @@ class RoundRecord(NamedTuple):
         return self.arrived_at_s is None
 
 
+class History(Sequence[RoundRecord]):
+    """A rank's last 100,000 rounds, the oldest first."""
+
+    def __init__(self, log: RoundLog) -> None:
+        self._log = log
+
+    def __len__(self) -> int:
+        return len(self._log)
+
+    @overload
+    def __getitem__(self, index: int) -> RoundRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RoundRecord]: ...
+    def __getitem__(self, index: int | slice) -> RoundRecord | list[RoundRecord]:
+        where = range(len(self))[index]
+        if isinstance(where, range):
+            return [RoundRecord(*self._log.record(i)) for i in where]
+        return RoundRecord(*self._log.record(where))
+
+
 class Stats:
     """The rounds of one optimizer on one rank."""
 
     def __init__(self) -> None:
-        self.rounds = 0
+        self._log = RoundLog(_HISTORY)
+        self.history = History(self._log)
+        """What became of each of the last 100,000 rounds."""
+
+    @property
+    def rounds(self) -> int:
         """Rounds gone through, one per step."""
-        self.contributed = 0
+        return self._log.rounds
+
+    @property
+    def contributed(self) -> int:
         """Rounds with this rank's gradient in the mean."""
-        self.skipped = 0
+        return self._log.contributed
+
+    @property
+    def skipped(self) -> int:
         """Late rounds that this rank did not even compute."""
-        self.history: deque[RoundRecord] = deque(maxlen=_HISTORY)
-        """The last 100,000 rounds."""
+        return self._log.skipped
 
     @property
     def late(self) -> int:
         """Rounds without this rank's gradient, skipped ones included."""
         return self.rounds - self.contributed
 
-    def add(self, record: RoundRecord) -> None:
-        self.rounds += 1
-        self.contributed += record.contributed
-        self.skipped += record.skipped
-        self.history.append(record)
+    def add(self, round_: Round) -> None:
+        """This rank has the result of a round now."""
+        self._log.add(round_)
 
     def __repr__(self) -> str:
         return (

@@ -111,6 +111,11 @@ std::vector<RoundNumber> Collective::progress() const {
 
 RoundReport Collective::wait() { return finish(nullptr); }
 
+RoundReport Collective::arrive_and_wait(double weight) {
+  arrive(weight);
+  return wait();
+}
+
 void Collective::release() {
   if (phase_ != Phase::loaded) return;
   ++number_;

@@ -63,6 +63,8 @@ class Collective {
   std::vector<RoundNumber> progress() const;
   /// Helps, and blocks until the result can be read.
   RoundReport wait();
+  /// arrive() and wait().
+  RoundReport arrive_and_wait(double weight = 1);
   /// The buffer with the result, from wait() to release().
   int result_buffer() const { return buffer_; }
   const std::byte* result() const { return arena_.result(buffer_); }

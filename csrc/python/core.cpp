@@ -13,6 +13,7 @@
 #include "base/error.hpp"
 #include "device/cuda.hpp"
 #include "engine/collective.hpp"
+#include "engine/round_log.hpp"
 #include "memory/life_lock.hpp"
 #include "memory/remote.hpp"
 #include "memory/segment.hpp"
@@ -31,6 +32,11 @@ Nanoseconds nanoseconds(double seconds) {
 
 double seconds(Nanoseconds duration) {
   return static_cast<double>(duration) / static_cast<double>(kSecond);
+}
+
+std::optional<double> seconds_unless_0(Nanoseconds time) {
+  if (time == 0) return std::nullopt;
+  return seconds(time);
 }
 
 ArenaSpec make_spec(int world, int backups, int window,
@@ -230,11 +236,7 @@ void bind_round(py::module_& m) {
           "sealed_at_s", [](const RoundReport& r) { return seconds(r.sealed_at); },
           "When the round was sealed, in seconds of the host's CLOCK_MONOTONIC.")
       .def_property_readonly(
-          "arrived_at_s",
-          [](const RoundReport& r) -> std::optional<double> {
-            if (r.my_arrival_at == 0) return std::nullopt;
-            return seconds(r.my_arrival_at);
-          },
+          "arrived_at_s", [](const RoundReport& r) { return seconds_unless_0(r.my_arrival_at); },
           "When this rank arrived, in time or late, on the same clock; None if it skipped.")
       .def_property_readonly(
           "waited_s", [](const RoundReport& r) { return seconds(r.waited); },
@@ -244,6 +246,26 @@ void bind_round(py::module_& m) {
           "Of these, seconds in which the window was full because others were behind.")
       .def("__repr__", &describe)
       .def(py::pickle(&pack, &unpack));
+}
+
+void bind_round_log(py::module_& m) {
+  py::class_<RoundLog>(m, "RoundLog")
+      .def(py::init<std::size_t>(), py::arg("capacity"))
+      .def(
+          "add", [](RoundLog& log, const RoundReport& r) { log.add(r, monotonic_clock().now()); },
+          py::arg("round"))
+      .def_property_readonly("rounds", &RoundLog::rounds)
+      .def_property_readonly("contributed", &RoundLog::contributed)
+      .def_property_readonly("skipped", &RoundLog::skipped)
+      .def("__len__", [](const RoundLog& log) { return log.records().size(); })
+      .def(
+          "record",
+          [](const RoundLog& log, std::size_t i) {
+            const RoundRecord& r = log.records().at(i);
+            return py::make_tuple(r.number, seconds_unless_0(r.arrived_at), seconds(r.sealed_at),
+                                  seconds(r.stepped_at), seconds(r.waited), r.contributed);
+          },
+          py::arg("index"));
 }
 
 void bind_collective(py::module_& m) {
@@ -276,6 +298,10 @@ void bind_collective(py::module_& m) {
       .def(
           "wait", [](Handle& h) { return h.collective().wait(); }, nogil)
       .def(
+          "arrive_and_wait",
+          [](Handle& h, double weight) { return h.collective().arrive_and_wait(weight); },
+          py::arg("weight"), nogil)
+      .def(
           "release", [](Handle& h) { h.collective().release(); }, nogil)
       .def("allreduce", &Handle::allreduce, py::arg("src"), py::arg("dst"), py::arg("weight"))
       .def("leave", [](Handle& h) { h.collective().leave(); });
@@ -288,6 +314,7 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception_translator(&translate);
   bind_memory(m);
   bind_round(m);
+  bind_round_log(m);
   bind_collective(m);
   py::class_<CudaStatus>(m, "CudaStatus")
       .def_readonly("built", &CudaStatus::built)

@@ -146,7 +146,7 @@ def train(settings: Settings, backup_workers: int) -> Run:
     losses, snapshots = run_rounds(straggler, network, optimizer, images, settings)
     say(stage="testing the snapshots")
     mine = {
-        "history": optimizer.stats().history,
+        "history": list(optimizer.stats().history),
         "losses": losses,
         "digest": digest(network, optimizer),
         "tests": [test(network, snap, images, settings.test_images) for snap in snapshots],

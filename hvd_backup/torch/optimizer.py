@@ -52,6 +52,8 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
     Raises ValueError or TypeError for arguments that cannot be. ``step()`` raises Mismatch when
     ranks disagree, RoundTimeout, which names the missing ranks, and PeerFailed.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"DistributedOptimizer takes a torch optimizer, not {optimizer!r}")
     rounds = _Rounds(
         optimizer,
         named_parameters,
@@ -152,12 +154,12 @@ class _Rounds:
             raise RuntimeError("step() belongs after the attempt() block, not into it")
         exchange = self._prepared()
         if self._overtaken:
+            self._overtaken = False
             exchange.skip()
+            optimizer.last_round = exchange.wait()
         else:
             self._stage_all()
-            exchange.arrive(optimizer.weight)
-        self._overtaken = False
-        optimizer.last_round = exchange.wait()
+            optimizer.last_round = exchange.arrive_and_wait(optimizer.weight)
         self._load(exchange)
 
     def _stage(self, param: torch.Tensor) -> None:
