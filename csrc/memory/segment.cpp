@@ -16,6 +16,40 @@ namespace {
 
 [[noreturn]] void fail(const std::string& what, int errnum) { throw SystemError(what, errnum); }
 
+// So few pages are mapped again in less time than it takes to look which were written.
+constexpr std::size_t kFewPages = 64;
+
+/// Entries of /proc/self/pagemap, a word per page (Linux: admin-guide/mm/pagemap.rst).
+class PageMap {
+ public:
+  PageMap() : fd_(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
+  PageMap(const PageMap&) = delete;
+  PageMap& operator=(const PageMap&) = delete;
+  ~PageMap() {
+    if (fd_ >= 0) close(fd_);
+  }
+
+  static std::size_t page() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+
+  /// Fills `entries`, one per page from `data` on. False where the kernel does not show them.
+  bool read(const std::byte* data, std::vector<std::uint64_t>& entries) const {
+    const std::size_t bytes = entries.size() * sizeof(std::uint64_t);
+    const std::size_t offset = reinterpret_cast<std::uintptr_t>(data) / page() * sizeof entries[0];
+    return fd_ >= 0 && pread(fd_, entries.data(), bytes, checked_cast<off_t>(offset)) ==
+                           checked_cast<ssize_t>(bytes);
+  }
+
+  /// Whether a page of a private file mapping is this process's own copy by now.
+  static bool is_own_copy(std::uint64_t entry) {
+    constexpr std::uint64_t kPresentOrSwapped = std::uint64_t{3} << 62;
+    constexpr std::uint64_t kOfFile = std::uint64_t{1} << 61;
+    return (entry & kPresentOrSwapped) != 0 && (entry & kOfFile) == 0;
+  }
+
+ private:
+  int fd_;
+};
+
 std::string in_mib(std::size_t bytes) { return std::to_string((bytes >> 20) + 1) + " MiB"; }
 
 }  // namespace
@@ -83,14 +117,33 @@ PrivateView::PrivateView(const Segment& segment, std::size_t offset, std::size_t
 }
 
 PrivateView::PrivateView(PrivateView&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      entries_(std::move(other.entries_)) {}
 
 PrivateView::~PrivateView() {
   if (data_ != nullptr) munmap(data_, size_);
 }
 
 void PrivateView::reset() {
-  if (madvise(data_, size_, MADV_DONTNEED) != 0) fail("cannot reset a private view", errno);
+  const std::size_t pages = (size_ + PageMap::page() - 1) / PageMap::page();
+  if (pages <= kFewPages) return forget(0, pages);
+  const PageMap map;
+  entries_.resize(pages);
+  if (!map.read(data_, entries_)) return forget(0, pages);
+  for (std::size_t first = 0; first < pages;) {
+    std::size_t end = first;
+    while (end < pages && PageMap::is_own_copy(entries_[end])) ++end;
+    if (end > first) forget(first, end - first);
+    first = end + 1;
+  }
+}
+
+void PrivateView::forget(std::size_t first_page, std::size_t pages) {
+  const std::size_t page = PageMap::page();
+  if (madvise(data_ + first_page * page, pages * page, MADV_DONTNEED) != 0) {
+    fail("cannot reset a private view", errno);
+  }
 }
 
 }  // namespace hvd_backup

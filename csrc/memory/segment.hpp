@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 namespace hvd_backup {
 
@@ -48,12 +50,15 @@ class PrivateView {
 
   std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
-  /// Forgets this process's writes.
+  /// Forgets this process's writes. Pages that were only read stay mapped: no faults later.
   void reset();
 
  private:
+  void forget(std::size_t first_page, std::size_t pages);
+
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
+  std::vector<std::uint64_t> entries_;  // of the page map, kept to be filled again
 };
 
 }  // namespace hvd_backup

@@ -156,6 +156,30 @@ TEST_CASE("a private view that is reset shows what is shared again, as often as 
   }
 }
 
+TEST_CASE("of a large private view only what was written is forgotten, wherever it lies") {
+  constexpr std::size_t kPages = 300;
+  const Segment segment = Segment::create(kPages * 4096);
+  const PrivateView& untouched = PrivateView(segment, 0, kPages * 4096);
+  PrivateView view(segment, 0, kPages * 4096 - 100);
+  for (int turn = 1; turn < 5; ++turn) {
+    for (std::size_t page = 0; page < kPages; ++page) segment.data()[page * 4096] = byte(turn);
+    for (std::size_t page = 0; page < kPages; ++page) {
+      CHECK(view.data()[page * 4096] == byte(turn));
+    }
+    for (const std::size_t page : {0, 1, 2, 99, 150, 151, 299}) {
+      view.data()[page * 4096 + 5] = byte(77);
+    }
+    for (std::size_t page = 0; page < kPages; ++page) segment.data()[page * 4096] = byte(50);
+    CHECK(view.data()[std::size_t{99} * 4096] == byte(turn));
+    view.reset();
+    for (std::size_t page = 0; page < kPages; ++page) {
+      CHECK(view.data()[page * 4096] == byte(50));
+      CHECK(view.data()[page * 4096 + 5] == byte(0));
+      CHECK(untouched.data()[page * 4096] == byte(50));
+    }
+  }
+}
+
 TEST_CASE("a rank is dead once its process is killed, and not before") {
   const Segment segment = Segment::create(4096);
   const LifeLock mine(segment.fd(), 3, 0);
