@@ -62,7 +62,7 @@ def main(
 
 def measure(worlds: list[int], sizes: list[int], lates: list[int], quick: bool) -> list[Row]:
     """All rows; prints each group of them as it comes."""
-    program = setting.build_memory_limit()
+    program = setting.build_program("memory_limit")
     rows: list[Row] = []
     args = ["--sizes", ",".join(map(str, sizes)), "--late", ",".join(map(str, lates))]
     args += ["--memory-limit", str(program), *(["--quick"] if quick else [])]

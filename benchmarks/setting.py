@@ -63,19 +63,19 @@ def meta() -> dict[str, Any]:
     }
 
 
-def build_memory_limit() -> Path:
-    """The program `memory_limit`, built if it is not up to date."""
+def build_program(target: str) -> Path:
+    """A program of csrc/bench, built if it is not up to date."""
     cmake, ninja = _tool("cmake"), _tool("ninja")
     options = ["-DHVD_BACKUP_PYTHON=OFF", "-DHVD_BACKUP_TESTS=OFF", "-DHVD_BACKUP_CUDA=OFF"]
     configure = [cmake, "-S", str(ROOT / "csrc"), "-B", str(BUILD), "-G", "Ninja", *options]
     for command in (
         [*configure, f"-DCMAKE_MAKE_PROGRAM={ninja}"],
-        [cmake, "--build", str(BUILD), "--target", "memory_limit"],
+        [cmake, "--build", str(BUILD), "--target", target],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return BUILD / "memory_limit"
+    return BUILD / target
 
 
 def _relative(paths: list[str]) -> list[str]:

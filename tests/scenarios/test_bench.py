@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PATHS = {"in_place", "end_to_end", "mpi_allreduce", "gloo", "memory_limit"}
 
 
-def bench(out: Path, *args: str) -> str:
-    command = [sys.executable, ROOT / "benchmarks" / "partial_allreduce.py", "--out", out, *args]
+def run(program: str, *args: str | Path) -> str:
+    command = [sys.executable, ROOT / "benchmarks" / program, *args]
     done = subprocess.run(
         command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False
     )
@@ -23,7 +23,9 @@ def bench(out: Path, *args: str) -> str:
 
 @pytest.mark.timeout(180)
 def test_the_quick_benchmark_writes_a_row_for_every_path_size_and_number_of_late_ranks(tmp_path):
-    printed = bench(tmp_path, "--quick", "--ranks", "2", "--sizes", "4K,1M,16M")
+    printed = run(
+        "partial_allreduce.py", "--out", tmp_path, "--quick", "--ranks", "2", "--sizes", "4K,1M,16M"
+    )
     result = json.loads((tmp_path / "partial_allreduce.json").read_text())
     found = {(row["ranks"], row["bytes"], row["late"], row["path"]) for row in result["rows"]}
     sizes = (4 << 10, 1 << 20, 16 << 20)
@@ -34,7 +36,10 @@ def test_the_quick_benchmark_writes_a_row_for_every_path_size_and_number_of_late
     assert (tmp_path / "partial_allreduce.png").stat().st_size > 10_000
     for path in PATHS:
         assert path in printed
-    assert bench(tmp_path, "--show").splitlines()[:3] == printed.splitlines()[:3]
+    assert (
+        run("partial_allreduce.py", "--out", tmp_path, "--show").splitlines()[:3]
+        == printed.splitlines()[:3]
+    )
 
 
 def test_a_size_that_is_no_size_is_refused_with_an_example(tmp_path):
@@ -47,3 +52,25 @@ def test_a_size_that_is_no_size_is_refused_with_an_example(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "4K" in done.stderr
+
+
+@pytest.mark.timeout(180)
+def test_the_training_benchmark_measures_every_way_to_train(tmp_path):
+    printed = run(
+        "training_step.py", "--out", tmp_path, "--quick", "--ranks", "2", "--models", "mlp"
+    )
+    rows = json.loads((tmp_path / "training_step.json").read_text())["rows"]
+    ways = {"single_process", "no_exchange", "hvd_backup", "ddp_gloo", "mpi_allreduce"}
+    assert {row["way"] for row in rows} == ways
+    assert all(row["step_ms"] > 0 for row in rows)
+    assert all(way in printed for way in ways)
+
+
+@pytest.mark.timeout(180)
+def test_the_choices_of_the_core_are_measured_side_by_side():
+    lines = run("choices.py", "--megabytes", "16").splitlines()
+    assert len(lines) == 1 + 2 + 3 + 1
+    for line in lines[1:]:
+        chosen, other, faster = map(float, line.split()[-3:])
+        assert chosen > 0
+        assert abs(other / chosen - faster) < 0.1 * faster + 0.1
