@@ -40,6 +40,7 @@ class Board:
         self._members = raw[_FAILURE.itemsize : self.bytes(world)].view(_MEMBER)
         self._life = LifeLock(segment, world, rank)
         self._rank = rank
+        self._told = False  # this rank has raised the failure, or is about to
         self._ahead = np.zeros(world, np.bool_)  # as check_same_call saw it last
 
     def enter_setup(self, text: str) -> None:
@@ -61,6 +62,7 @@ class Board:
 
     def fail(self, error: BaseException) -> None:
         """Let the others' waits end with this rank's error. The first one stays."""
+        self._told = True
         if self._failure["failed"][0]:
             return
         self._failure["rank"] = self._rank
@@ -75,10 +77,17 @@ class Board:
         kind = bytes(self._failure["kind"][0]).decode()
         rank = int(self._failure["rank"][0])
         text = bytes(self._failure["text"][0]).decode(errors="replace")
+        if self._told:
+            text += " (this failure was told before; all ranks: shutdown(), then init(), to go on)"
+        self._told = True
         if kind in ("Mismatch", "RoundTimeout"):
             error: type[errors.Error] = getattr(errors, kind)
             raise error(text if rank == self._rank else f"rank {rank} failed: {text}")
         raise errors.PeerFailed(f"rank {rank} failed with {kind}: {text}")
+
+    def is_told(self) -> bool:
+        """Whether this rank knows of a failure already."""
+        return self._told
 
     def dead(self) -> list[int]:
         """Ranks whose process has ended without leaving."""

@@ -229,9 +229,12 @@ def init(comm: MPI.Intracomm | None = None) -> None:
     All ranks of `comm` call it together. Calling it again changes nothing; with another
     communicator, call ``shutdown()`` first. Initializes MPI if nobody has.
 
-    Raises LaunchError when the job was started so that it cannot work, and says how to start it.
+    Raises LaunchError when the job was started so that it cannot work, and says how to start it;
+    TypeError for what is no communicator.
     """
     global _runtime
+    if comm is not None and not hasattr(comm, "Split_type"):
+        raise TypeError(f"init() takes an mpi4py communicator, not {comm!r}")
     if _runtime is not None:
         if comm is not None and not _runtime.is_of(comm):
             raise ValueError("init() was called before with another communicator; shutdown() first")

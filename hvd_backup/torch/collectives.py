@@ -14,6 +14,7 @@ from hvd_backup import collectives, runtime
 
 def allreduce(tensor: torch.Tensor, op: str = collectives.Average) -> torch.Tensor:
     """Combine over all ranks, a fresh tensor; see ``hvd_backup.allreduce``."""
+    _check_tensor("allreduce", tensor)
     # numpy has no bfloat16; float32 holds every bfloat16 sum at least as well
     wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
     result = collectives.allreduce(wide.detach().numpy(), op)
@@ -23,11 +24,13 @@ def allreduce(tensor: torch.Tensor, op: str = collectives.Average) -> torch.Tens
 def allreduce_(tensor: torch.Tensor, op: str = collectives.Average) -> torch.Tensor:
     """``allreduce``, in place."""
     with torch.no_grad():
-        return tensor.copy_(allreduce(tensor, op))
+        result = allreduce(tensor, op)
+        return tensor.copy_(result)
 
 
 def broadcast(tensor: torch.Tensor, root_rank: int = 0) -> torch.Tensor:
     """`root_rank`'s tensor, as a fresh tensor on every rank."""
+    _check_tensor("broadcast", tensor)
     collectives.check_root(root_rank)
     runtime.current().meet(f"broadcast({_kind(tensor)}, root_rank={root_rank})")
     return _broadcast(tensor, root_rank)
@@ -36,11 +39,13 @@ def broadcast(tensor: torch.Tensor, root_rank: int = 0) -> torch.Tensor:
 def broadcast_(tensor: torch.Tensor, root_rank: int = 0) -> torch.Tensor:
     """``broadcast``, in place."""
     with torch.no_grad():
-        return tensor.copy_(broadcast(tensor, root_rank))
+        result = broadcast(tensor, root_rank)
+        return tensor.copy_(result)
 
 
 def allgather(tensor: torch.Tensor) -> torch.Tensor:
     """The tensors of all ranks, concatenated along axis 0, whose length may differ."""
+    _check_tensor("allgather", tensor)
     if tensor.dim() == 0:
         raise ValueError("allgather needs at least one axis to concatenate along")
     rest = tensor.shape[1:]
@@ -58,6 +63,8 @@ def broadcast_parameters(
     rank, when names, shapes or dtypes differ; TypeError for an entry that is not a tensor.
     """
     collectives.check_root(root_rank)
+    if isinstance(params, torch.nn.Module):
+        raise TypeError("broadcast_parameters takes model.state_dict(), not the model")
     entries = list(params.items() if isinstance(params, Mapping) else params)
     for name, tensor in entries:
         if not isinstance(tensor, torch.Tensor):
@@ -79,6 +86,11 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     state = collectives.broadcast_object(mine, root_rank)
     if runtime.rank() != root_rank and state is not None:
         optimizer.load_state_dict(state)
+
+
+def _check_tensor(call: str, tensor: object) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{call} takes a torch tensor, not {type(tensor).__name__}")
 
 
 def _broadcast(tensor: torch.Tensor, root_rank: int) -> torch.Tensor:

@@ -283,3 +283,8 @@ def test_the_rounds_of_a_rank_are_in_its_stats():
         same_everywhere(opt.last_round.contributors, opt.last_round.weight)
     assert "rounds=5" in repr(opt.stats())
     opt.close()
+
+
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(TypeError, match="a torch optimizer, not None"):
+        hvd.DistributedOptimizer(None)

@@ -20,6 +20,7 @@ from mpi.helpers import (
 )
 
 import hvd_backup as hb
+from hvd_backup import runtime
 
 pytestmark = pytest.mark.mpi
 
@@ -271,3 +272,13 @@ def test_plans_that_are_no_longer_kept_give_their_memory_back():
     before = open_files()
     twenty_plans(100)
     assert open_files() <= before
+
+
+def test_where_the_kernel_forbids_reading_other_processes_arrays_are_copied(monkeypatch):
+    monkeypatch.setattr(runtime.current(), "remote_reads", False)
+    for b in EVERY_B:
+        mine = contribution(RANK, b, 300000, "float32")
+        value, round_ = hb.partial_allreduce(mine, backup_workers=b, name="staged")
+        theirs = [contribution(rank, b, 300000, "float32") for rank in round_.contributors]
+        assert_same_bits(value, mean(theirs))
+        same_everywhere(digest(value))

@@ -1,5 +1,6 @@
 """Collectives on tensors."""
 
+import numpy as np
 import pytest
 import torch
 from mpi.helpers import RANK, SIZE, same_everywhere
@@ -138,3 +139,14 @@ def test_broadcast_optimizer_state_into_a_fresh_optimizer():
     hvd.broadcast_optimizer_state(opt)
     opt.zero_grad()
     assert_replicas(model, opt)
+
+
+@pytest.mark.parametrize("call", [hvd.allreduce, hvd.allreduce_, hvd.broadcast, hvd.allgather])
+def test_what_is_no_tensor_is_refused(call):
+    with pytest.raises(TypeError, match="a torch tensor, not ndarray"):
+        call(np.ones(3))
+
+
+def test_broadcast_parameters_of_a_model_says_what_to_pass():
+    with pytest.raises(TypeError, match=r"model\.state_dict\(\), not the model"):
+        hvd.broadcast_parameters(torch.nn.Linear(2, 2))

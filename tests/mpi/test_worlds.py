@@ -66,3 +66,22 @@ def test_a_rank_that_shuts_down_early_disturbs_no_round_that_is_done(outside):
         _, round_ = hb.partial_allreduce(np.ones(3), backup_workers=SIZE - 1)
         assert round_.number == k
     hb.shutdown()  # the fast ranks first: the others still load their last rounds
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_failure_is_told_as_an_earlier_one_from_then_on_and_a_new_world_forgets_it(outside):
+    hb.init()
+    if RANK == 0:
+        with pytest.raises(hb.RoundTimeout, match="missing rank"):
+            hb.partial_allreduce(np.ones(3), timeout=0.3)
+    MPI.COMM_WORLD.Barrier()
+    if RANK != 0:
+        with pytest.raises(hb.Error, match="rank 0 failed"):
+            hb.partial_allreduce(np.ones(3), timeout=0.3)
+    for call in (hb.barrier, lambda: hb.partial_allreduce(np.ones(3), timeout=0.3)):
+        with pytest.raises(hb.Error, match=r"told before; all ranks: shutdown\(\), then init\(\)"):
+            call()
+    hb.shutdown()
+    hb.init()
+    value, _ = hb.partial_allreduce(np.ones(3))
+    assert_same_bits(value, np.ones(3))

@@ -120,3 +120,8 @@ def test_an_exchange_may_reduce_an_array_in_place(world):
         with pytest.raises(ValueError, match=f"two buffers of {4 * count} bytes"):
             exchange.allreduce(array, np.empty(3, np.float32))
         exchange.close()
+
+
+def test_init_refuses_what_is_no_communicator():
+    with pytest.raises(TypeError, match="mpi4py communicator, not 'world'"):
+        hb.init("world")
