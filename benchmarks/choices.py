@@ -1,4 +1,4 @@
-"""Times the ways between which the core chooses: `make bench-choices`; see csrc/bench/choices.cpp."""
+"""`make bench-choices`: times the ways between which the core chooses (csrc/bench/choices.cpp)."""
 
 from __future__ import annotations
 
