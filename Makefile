@@ -37,7 +37,7 @@ CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o
 CPP_BUILD := csrc/CMakeLists.txt $(wildcard csrc/cmake/*.cmake)
 MODULE_FILES := $(filter-out csrc/tests/%,$(CPP_FILES)) $(CPP_BUILD)
 
-.PHONY: help demo bench bench-training bench-choices test test-cpp test-unit test-mpi test-scenarios sanitize lint lint-python \
+.PHONY: help demo bench bench-training bench-choices bench-control test test-cpp test-unit test-mpi test-scenarios sanitize lint lint-python \
         lint-types lint-layers lint-cpp lint-tidy lint-text format clean distclean
 
 help:
@@ -45,6 +45,7 @@ help:
 	@echo "make bench           partial all-reduce beside MPI and gloo  (BENCH_ARGS=--quick)"
 	@echo "make bench-training  what a training step pays for its exchange"
 	@echo "make bench-choices   the measurements behind docs/architecture.md's choices"
+	@echo "make bench-control   control messages of worlds of 100 to 10,000 ranks, simulated"
 	@echo "make test            all tests"
 	@echo "make test-cpp        the C++ tests                           (CASE='part of a name')"
 	@echo "make test-unit       tests of one process                    (PYTEST_ARGS='-k word')"
@@ -119,6 +120,9 @@ bench-training: $(DONE)/extension
 
 bench-choices: $(DONE)/extension
 	$(BIN)/python benchmarks/choices.py $(BENCH_ARGS)
+
+bench-control: $(DONE)/extension
+	$(BIN)/python benchmarks/control_traffic.py $(BENCH_ARGS)
 
 # ---- tests --------------------------------------------------------------------------------------
 

@@ -74,3 +74,14 @@ def test_the_choices_of_the_core_are_measured_side_by_side():
         chosen, other, faster = map(float, line.split()[-3:])
         assert chosen > 0
         assert abs(other / chosen - faster) < 0.1 * faster + 0.1
+
+
+@pytest.mark.timeout(180)
+def test_control_traffic_grows_linearly_in_ranks(tmp_path):
+    run("control_traffic.py", "--out", tmp_path, "--ranks", "100,1000", "--rounds", "10")
+    rows = json.loads((tmp_path / "control_traffic.json").read_text())["rows"]
+    messages = {(r["ranks"], r["ranks_per_node"]): r["reports"] + r["seals"] for r in rows}
+    for per_node in (1, 8):
+        assert 8 < messages[1000, per_node] / messages[100, per_node] < 12
+    assert messages[1000, 8] < messages[1000, 1]
+    assert all(row["coordinator_us"] > 0 for row in rows)
