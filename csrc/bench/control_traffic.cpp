@@ -109,7 +109,8 @@ int run(int ranks, int per_node, int backups, int rounds) {
 
 int main(int argc, char** argv) {
   int numbers[4] = {0, 0, 0, 0};
-  for (int i = 0; i < 4 && i + 1 < argc; ++i) numbers[i] = std::atoi(argv[i + 1]);
+  for (int i = 0; i < 4 && i + 1 < argc; ++i)
+    numbers[i] = static_cast<int>(std::strtol(argv[i + 1], nullptr, 10));
   const auto [ranks, per_node, backups, rounds] = numbers;
   if (argc != 5 || ranks < 1 || per_node < 1 || backups < 0 || backups >= ranks || rounds < 1) {
     std::fprintf(stderr,

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace hvd_backup {
+
+/// One message of the control channel.
+struct Frame {
+  std::uint32_t channel = 0;  ///< which collective
+  std::uint32_t kind = 0;
+  std::vector<std::byte> payload;
+};
+
+/// Frames over a stream socket that never blocks. Owns the socket.
+class FramedSocket {
+ public:
+  /// Longer payloads are none of ours.
+  static constexpr std::uint32_t kMostBytes = 1U << 24;
+
+  /// What comes with a payload of more than `most_bytes` is rubbish.
+  explicit FramedSocket(int fd, std::uint32_t most_bytes = kMostBytes)
+      : fd_(fd), most_bytes_(most_bytes) {}
+  FramedSocket(FramedSocket&& other) noexcept;
+  FramedSocket& operator=(FramedSocket&& other) noexcept;
+  FramedSocket(const FramedSocket&) = delete;
+  FramedSocket& operator=(const FramedSocket&) = delete;
+  ~FramedSocket();
+
+  int fd() const { return fd_; }
+  void allow(std::uint32_t most_bytes) { most_bytes_ = most_bytes; }
+
+  /// Puts a frame behind what is still to be sent. Throws InvalidArgument if it is too long.
+  void queue(const Frame& frame);
+  /// Sends what the socket takes. False if the other end is gone.
+  bool flush();
+  bool has_unsent() const { return sent_ < out_.size(); }
+
+  /// Appends the frames that have come. False if the other end is gone, or sends rubbish.
+  bool receive(std::vector<Frame>& frames);
+
+ private:
+  bool read_all();
+  bool parse(std::vector<Frame>& frames);
+
+  int fd_ = -1;
+  std::uint32_t most_bytes_ = kMostBytes;
+  std::vector<std::byte> in_;
+  std::vector<std::byte> out_;
+  std::size_t sent_ = 0;
+};
+
+}  // namespace hvd_backup

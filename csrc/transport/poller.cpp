@@ -1,0 +1,61 @@
+#include "transport/poller.hpp"
+
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <limits>
+
+#include "base/error.hpp"
+
+namespace hvd_backup {
+namespace {
+
+void control(int epoll, int operation, int fd, std::uint64_t tag, std::uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = tag;
+  if (epoll_ctl(epoll, operation, fd, &event) != 0) {
+    throw SystemError("cannot watch a file descriptor", errno);
+  }
+}
+
+}  // namespace
+
+Poller::Poller() : fd_(epoll_create1(EPOLL_CLOEXEC)) {
+  if (fd_ < 0) throw SystemError("cannot make an epoll set", errno);
+}
+
+Poller::~Poller() { close(fd_); }
+
+void Poller::add(int fd, std::uint64_t tag) const {
+  control(fd_, EPOLL_CTL_ADD, fd, tag, EPOLLIN | EPOLLRDHUP);
+}
+
+void Poller::want_write(int fd, std::uint64_t tag, bool wanted) const {
+  const std::uint32_t write = wanted ? static_cast<std::uint32_t>(EPOLLOUT) : 0;
+  control(fd_, EPOLL_CTL_MOD, fd, tag, EPOLLIN | EPOLLRDHUP | write);
+}
+
+void Poller::remove(int fd) const { epoll_ctl(fd_, EPOLL_CTL_DEL, fd, nullptr); }
+
+std::vector<Poller::Ready> Poller::wait(Nanoseconds timeout) const {
+  constexpr Nanoseconds kMost = std::numeric_limits<int>::max();
+  // Rounded up: a wait that ends a little too early would be begun again at once, many times.
+  const Nanoseconds millis = (std::max<Nanoseconds>(timeout, 0) + kMillisecond - 1) / kMillisecond;
+  std::array<epoll_event, 64> events{};
+  const int count = epoll_wait(fd_, events.data(), static_cast<int>(events.size()),
+                               static_cast<int>(std::min(millis, kMost)));
+  if (count < 0 && errno != EINTR) throw SystemError("cannot wait for messages", errno);
+  std::vector<Ready> ready;
+  for (int i = 0; i < count; ++i) {
+    const epoll_event& event = events[static_cast<std::size_t>(i)];
+    const bool writable = (event.events & EPOLLOUT) != 0;
+    ready.push_back({event.data.u64, (event.events & ~EPOLLOUT) != 0, writable});
+  }
+  return ready;
+}
+
+}  // namespace hvd_backup

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/types.hpp"
+
+namespace hvd_backup {
+
+/// Sleeps until one of many file descriptors has something to say (epoll).
+class Poller {
+ public:
+  struct Ready {
+    std::uint64_t tag = 0;
+    bool readable = false;  ///< or closed: reading will tell
+    bool writable = false;
+  };
+
+  Poller();
+  Poller(const Poller&) = delete;
+  Poller& operator=(const Poller&) = delete;
+  ~Poller();
+
+  /// Begins to watch `fd`, for reading; what it says later bears `tag`.
+  void add(int fd, std::uint64_t tag) const;
+  /// Watches `fd` for being writable as well, or no longer.
+  void want_write(int fd, std::uint64_t tag, bool wanted) const;
+  void remove(int fd) const;
+
+  /// Sleeps for at most `timeout`; empty if nothing happened.
+  std::vector<Ready> wait(Nanoseconds timeout) const;
+
+ private:
+  int fd_;
+};
+
+}  // namespace hvd_backup
