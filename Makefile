@@ -37,8 +37,8 @@ CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o
 CPP_BUILD := csrc/CMakeLists.txt $(wildcard csrc/cmake/*.cmake)
 MODULE_FILES := $(filter-out csrc/tests/%,$(CPP_FILES)) $(CPP_BUILD)
 
-.PHONY: help demo bench bench-training bench-choices bench-control test test-cpp test-unit test-mpi test-scenarios sanitize lint lint-python \
-        lint-types lint-layers lint-cpp lint-tidy lint-text format clean distclean
+.PHONY: help demo bench bench-training bench-choices bench-control test test-cpp test-unit test-mpi test-scenarios test-hosts sanitize lint \
+        lint-python lint-types lint-layers lint-cpp lint-tidy lint-text format clean distclean
 
 help:
 	@echo "make demo            train with and without a backup worker  (DEMO_ARGS='--help')"
@@ -51,6 +51,7 @@ help:
 	@echo "make test-unit       tests of one process                    (PYTEST_ARGS='-k word')"
 	@echo "make test-mpi        tests under mpirun                      (WORLDS='2 3')"
 	@echo "make test-scenarios  killed, stopped and interrupted ranks, the demo, the README"
+	@echo "make test-hosts      mpirun across hosts made of network namespaces (needs root)"
 	@echo "make sanitize        the C++ tests under ASan, UBSan and TSan"
 	@echo "make lint            formatting, types, layers, clang-tidy, spelling"
 	@echo "make format          format all sources"
@@ -157,6 +158,10 @@ test-mpi: $(DONE)/extension $(DONE)/test
 test-scenarios: $(DONE)/extension $(DONE)/test
 	@mkdir -p $(LOGS)
 	$(BIN)/python -m pytest tests/scenarios $(PYTEST_ARGS) | tee $(LOGS)/scenarios.log
+
+test-hosts: $(DONE)/extension $(DONE)/test
+	@mkdir -p $(LOGS)
+	$(BIN)/python -m pytest tests/hosts $(PYTEST_ARGS) | tee $(LOGS)/hosts.log
 
 # TSan needs the addresses that programs had before kernels moved them about so widely.
 sanitize: $(DONE)/build

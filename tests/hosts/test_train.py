@@ -1,0 +1,50 @@
+"""Training on ranks of several hosts: programs/train.py."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hosts.network import Hosts, told
+
+TRAIN = Path(__file__).parent / "programs" / "train.py"
+STEPS = 30
+
+pytestmark = pytest.mark.usefixtures("hosts_possible")
+several = pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="several nodes come with the multi-node engine"
+)
+
+
+def train(hosts, *args, ranks_per_host):
+    run = hosts.mpirun([sys.executable, TRAIN, *args], ranks_per_host)
+    assert run.returncode == 0, run
+    ranks = told(run)
+    assert len({facts["digest"] for facts in ranks}) == 1
+    assert {facts["rounds"] for facts in ranks} == {STEPS}
+    assert {facts["hosts"] for facts in ranks} == {hosts.count}
+    return ranks
+
+
+def assert_it_learned(ranks):
+    for facts in ranks:
+        assert sum(facts["losses"][-5:]) < 0.8 * sum(facts["losses"][:5])
+
+
+@pytest.mark.parametrize(
+    ("count", "ranks_per_host"), [(1, 2), pytest.param(3, 1, marks=several)], ids=["one", "three"]
+)
+def test_all_hosts_end_with_the_same_parameters(count, ranks_per_host):
+    with Hosts(count) as hosts:
+        ranks = train(hosts, 0, STEPS, ranks_per_host=ranks_per_host)
+    assert {facts["contributed"] for facts in ranks} == {STEPS}
+    assert_it_learned(ranks)
+
+
+@several
+def test_a_host_that_is_slow_costs_the_others_nothing():
+    sleep_s = 0.1
+    with Hosts(3) as hosts:
+        ranks = train(hosts, 1, STEPS, hosts.names[2], sleep_s, ranks_per_host=1)
+    assert ranks[2]["contributed"] < STEPS / 2
+    assert ranks[0]["took"] < STEPS * sleep_s / 2
+    assert_it_learned(ranks[:2])
