@@ -58,6 +58,7 @@ setup(
     packages=find_packages(include=["hvd_backup", "hvd_backup.*"]),
     package_data={
         "hvd_backup": ["py.typed", "*.pyi"],
+        "hvd_backup.cluster": ["templates/*"],
         "hvd_backup.study": ["templates/*"],
     },
     ext_modules=[
@@ -65,11 +66,11 @@ setup(
         Extension("hvd_backup._mpi", sources=[], optional=True),
     ],
     cmdclass={"build_ext": CMakeBuild},
-    install_requires=["numpy>=1.24", "mpi4py>=4.0"],
+    install_requires=["numpy>=1.24", "mpi4py>=4.0", "rich", "typer"],
     extras_require={
         "torch": ["torch>=2.1"],
-        "demo": ["torch>=2.1", "scikit-learn", "matplotlib", "jinja2", "rich", "typer"],
-        "test": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.2"],
+        "demo": ["torch>=2.1", "scikit-learn", "matplotlib", "jinja2"],
+        "test": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.2", "pyyaml"],
         "lint": ["ruff", "mypy", "codespell", "clang-format", "clang-tidy", "import-linter"],
     },
     entry_points={"console_scripts": ["hvd-backup = hvd_backup.cli:main"]},

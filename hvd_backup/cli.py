@@ -1,13 +1,18 @@
 """The command `hvd-backup`."""
 
+import os
+import shlex
 import signal
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from hvd_backup.cluster import templates
 from hvd_backup.errors import LaunchError
 
 app = typer.Typer(
@@ -62,6 +67,110 @@ def demo(
         fail(str(error), code=1)
     if not summary["replicas_identical"]:
         fail("the replicas differ between ranks: this is a bug, please report it", code=1)
+
+
+STYLES = {"ok": "green", "-": "bright_black", "todo": "yellow", "FAIL": "red"}
+
+
+@app.command()
+def doctor(
+    *,
+    ranks: Annotated[
+        int, typer.Option("-np", min=1, help="Ranks to start, to see what each would see.")
+    ] = 2,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for each check.")] = 60,
+) -> None:
+    """Say what is here and what is in the way; works under mpirun and srun, too.
+
+    Each line begins with ok, - (not there, not needed), todo (it says what) or FAIL. The exit
+    status is 1 if there is a FAIL: hvd_backup cannot be used.
+    """
+    from hvd_backup.cluster.doctor import examine, unusable
+
+    console = Console(highlight=False)
+    found = []
+    for finding in examine(ranks, timeout):
+        found.append(finding)
+        line = Text.assemble((f"{finding.status:<5}", STYLES[finding.status]))
+        line.append(f"{finding.name:<16} {' '.join(finding.text.split())}")
+        console.print(line, soft_wrap=True)  # one line each, however long
+    if unusable(found):
+        raise typer.Exit(1)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    *,
+    ranks: Annotated[int, typer.Option("-np", min=1, help="Processes to start, R = N + b.")],
+    backup_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--backup-workers",
+            "-b",
+            min=0,
+            help="Ranks that a round does not wait for; if not said, HVD_BACKUP_WORKERS or 0.",
+        ),
+    ] = None,
+    hosts: Annotated[
+        str, typer.Option("--hosts", "-H", help="name:ranks,name:ranks or name,name")
+    ] = "",
+    variable: Annotated[
+        list[str] | None, typer.Option("-x", help="NAME or NAME=value for the ranks; repeatable.")
+    ] = None,
+    mpi_args: Annotated[str, typer.Option(help="Further options for mpirun, in one word.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="What to run: python train.py --lr 0.1")
+    ] = None,
+) -> None:
+    """Start a training script on several ranks, with the mpirun that is here.
+
+    Prints mpirun's command line and becomes it: signals and exit status are mpirun's.
+    """
+    from hvd_backup.cluster import run as runner
+    from hvd_backup.config import Config
+    from hvd_backup.study.mpirun import find_mpirun
+
+    root, cores = os.geteuid() == 0, len(os.sched_getaffinity(0))
+    try:
+        if backup_workers is None:
+            backup_workers = Config.from_env(os.environ).backup_workers
+        job = runner.Job(
+            ranks=ranks,
+            backup_workers=backup_workers,
+            command=command or (),
+            hosts=hosts,
+            variables=runner.variables(variable or (), os.environ),
+            options=shlex.split(mpi_args),
+        )
+        runner.check(job)
+    except ValueError as error:
+        fail(str(error), code=2)
+    try:
+        mpirun = find_mpirun()
+        kind = runner.kind_of(mpirun)
+    except LaunchError as error:
+        fail(str(error), code=1)
+    line = runner.command_line(job, mpirun, kind, os.environ, cores=cores, root=root)
+    typer.echo(shlex.join(line), err=not dry_run)
+    if dry_run:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python ignores it, and mpirun would inherit that.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        os.execve(mpirun, line, runner.launcher_environment(os.environ, root=root))
+    except OSError as error:
+        fail(f"cannot run {mpirun}: {error}", code=1)
+
+
+@app.command()
+def template(
+    kind: Annotated[templates.Kind, typer.Argument(help="Where the job is to run.")],
+) -> None:
+    """Print a job file to edit; its comments say what to edit."""
+    typer.echo(templates.template(kind), nl=False)
 
 
 @app.command()

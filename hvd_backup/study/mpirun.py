@@ -33,14 +33,19 @@ def find_mpirun() -> str:
     return found
 
 
-def environment(base: Mapping[str, str], ranks: int, cores: int, root: bool) -> dict[str, str]:
-    """`base` and what the ranks need: one thread each, and leave to share cores or be root.
+def shares_cores(ranks: int, cores: int) -> bool:
+    """Whether Open MPI may need leave to put so many ranks on one machine.
 
     `cores` are those that the system shows, which may be hardware threads, two to a core; Open MPI
     counts cores.
     """
+    return ranks > cores / 2
+
+
+def environment(base: Mapping[str, str], ranks: int, cores: int, root: bool) -> dict[str, str]:
+    """`base` and what the ranks need: one thread each, and leave to share cores or be root."""
     more = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    more |= OVERSUBSCRIBE if ranks > cores / 2 else {}
+    more |= OVERSUBSCRIBE if shares_cores(ranks, cores) else {}
     more |= AS_ROOT if root else {}
     return {**base, **more}
 
