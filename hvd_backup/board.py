@@ -38,7 +38,7 @@ class Board:
         raw = segment.bytes()
         self._failure = raw[: _FAILURE.itemsize].view(_FAILURE)
         self._members = raw[_FAILURE.itemsize : self.bytes(world)].view(_MEMBER)
-        self._life = LifeLock(segment, world, rank)
+        self._life = LifeLock(segment, range(world), rank)
         self._rank = rank
         self._told = False  # this rank has raised the failure, or is about to
         self._ahead = np.zeros(world, np.bool_)  # as check_same_call saw it last

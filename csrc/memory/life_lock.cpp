@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <string>
+#include <utility>
 
 #include "base/error.hpp"
 
@@ -21,7 +22,8 @@ struct flock byte_of(int rank) {
 
 }  // namespace
 
-LifeLock::LifeLock(int fd, int world, int rank) : fd_(fd), world_(world), rank_(rank) {
+LifeLock::LifeLock(int fd, std::vector<int> ranks, int rank)
+    : fd_(fd), ranks_(std::move(ranks)), rank_(rank) {
   struct flock lock = byte_of(rank);
   // NOLINTNEXTLINE(cppcoreguidelines-pro-type-vararg,hicpp-vararg)
   if (fcntl(fd_, F_SETLK, &lock) != 0) {
@@ -30,15 +32,15 @@ LifeLock::LifeLock(int fd, int world, int rank) : fd_(fd), world_(world), rank_(
 }
 
 std::vector<int> LifeLock::dead() const {
-  std::vector<int> ranks;
-  for (int rank = 0; rank < world_; ++rank) {
+  std::vector<int> without;
+  for (const int rank : ranks_) {
     if (rank == rank_) continue;
     struct flock lock = byte_of(rank);
     // NOLINTNEXTLINE(cppcoreguidelines-pro-type-vararg,hicpp-vararg)
     if (fcntl(fd_, F_GETLK, &lock) != 0) throw SystemError("cannot query life locks", errno);
-    if (lock.l_type == F_UNLCK) ranks.push_back(rank);
+    if (lock.l_type == F_UNLCK) without.push_back(rank);
   }
-  return ranks;
+  return without;
 }
 
 }  // namespace hvd_backup

@@ -11,15 +11,16 @@ namespace hvd_backup {
 /// close another descriptor of the same file meanwhile: that drops its locks, too.
 class LifeLock {
  public:
-  /// Takes the lock of `rank`. `fd` must stay open. Throws SystemError if it is taken.
-  LifeLock(int fd, int world, int rank);
+  /// Takes the lock of `rank`, one of `ranks`, those of this node. `fd` must stay open.
+  /// Throws SystemError if it is taken.
+  LifeLock(int fd, std::vector<int> ranks, int rank);
 
-  /// Ranks that do not hold their lock. Meaningful once all have taken theirs.
+  /// Ranks of this node that do not hold their lock. Meaningful once all have taken theirs.
   std::vector<int> dead() const;
 
  private:
   int fd_;
-  int world_;
+  std::vector<int> ranks_;
   int rank_;
 };
 

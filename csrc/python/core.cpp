@@ -173,10 +173,10 @@ void bind_memory(py::module_& m) {
                      reinterpret_cast<std::uint8_t*>(segment.data()), self);
       });
   py::class_<LifeLock>(m, "LifeLock")
-      .def(py::init([](const Segment& segment, int world, int rank) {
-             return LifeLock(segment.fd(), world, rank);
+      .def(py::init([](const Segment& segment, std::vector<int> ranks, int rank) {
+             return LifeLock(segment.fd(), std::move(ranks), rank);
            }),
-           py::arg("segment"), py::arg("world"), py::arg("rank"), py::keep_alive<1, 2>())
+           py::arg("segment"), py::arg("ranks"), py::arg("rank"), py::keep_alive<1, 2>())
       .def("dead", &LifeLock::dead);
   m.def("can_read_remote", &can_read_remote, py::arg("pid"), py::arg("address"));
 }

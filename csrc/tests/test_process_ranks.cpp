@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdio>
 #include <functional>
+#include <numeric>
 #include <optional>
 #include <random>
 #include <string>
@@ -101,7 +102,9 @@ class Family {
     prctl(PR_SET_PDEATHSIG, SIGKILL);  // or a time limit would leave stopped ranks behind
     const check::Outcome outcome =
         check::run_case({"a rank", [&] {
-                           lock_.emplace(segment_.fd(), world_.size(), rank);
+                           std::vector<int> ranks(static_cast<std::size_t>(world_.size()));
+                           std::iota(ranks.begin(), ranks.end(), 0);
+                           lock_.emplace(segment_.fd(), std::move(ranks), rank);
                            board().there.fetch_add(1);
                            while (board().there < world_.size()) {
                              std::this_thread::yield();

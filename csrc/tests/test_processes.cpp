@@ -182,10 +182,10 @@ TEST_CASE("of a large private view only what was written is forgotten, wherever 
 
 TEST_CASE("a rank is dead once its process is killed, and not before") {
   const Segment segment = Segment::create(4096);
-  const LifeLock mine(segment.fd(), 3, 0);
+  const LifeLock mine(segment.fd(), {0, 1, 2}, 0);
   const auto lives_as = [&](int rank) {
     return [&segment, rank] {
-      const LifeLock lock(segment.fd(), 3, rank);
+      const LifeLock lock(segment.fd(), {0, 1, 2}, rank);
       return lock.dead().empty() || rank == 1;  // rank 2 comes last and sees all
     };
   };
@@ -200,10 +200,20 @@ TEST_CASE("a rank is dead once its process is killed, and not before") {
   CHECK_EQ(mine.dead(), std::vector<int>({1, 2}));
 }
 
+TEST_CASE("only the ranks of the node are asked whether they live") {
+  const Segment segment = Segment::create(4096);
+  const LifeLock mine(segment.fd(), {3, 7}, 3);
+  Child child([&] { return LifeLock(segment.fd(), {3, 7}, 7).dead().empty(); });
+  CHECK(child.ok());
+  CHECK_EQ(mine.dead(), std::vector<int>());
+  child.end();
+  CHECK_EQ(mine.dead(), std::vector<int>({7}));
+}
+
 TEST_CASE("a stopped rank is not dead") {
   const Segment segment = Segment::create(4096);
-  const LifeLock mine(segment.fd(), 2, 0);
-  const Child child([&] { return LifeLock(segment.fd(), 2, 1).dead().empty(); });
+  const LifeLock mine(segment.fd(), {0, 1}, 0);
+  const Child child([&] { return LifeLock(segment.fd(), {0, 1}, 1).dead().empty(); });
   CHECK(child.ok());
   kill(child.pid(), SIGSTOP);
   int status = 0;
@@ -214,10 +224,10 @@ TEST_CASE("a stopped rank is not dead") {
 
 TEST_CASE("a killed rank is dead even while a child process of it lives on") {
   const Segment segment = Segment::create(4096);
-  const LifeLock mine(segment.fd(), 2, 0);
+  const LifeLock mine(segment.fd(), {0, 1}, 0);
   auto* worker = reinterpret_cast<std::atomic<pid_t>*>(segment.data());
   Child child([&] {
-    const LifeLock lock(segment.fd(), 2, 1);
+    const LifeLock lock(segment.fd(), {0, 1}, 1);
     const pid_t grandchild = fork();
     if (grandchild == 0) {
       for (;;) pause();
@@ -235,10 +245,10 @@ TEST_CASE("a killed rank is dead even while a child process of it lives on") {
 
 TEST_CASE("a life that is taken cannot be taken again") {
   const Segment segment = Segment::create(4096);
-  const LifeLock mine(segment.fd(), 2, 0);
+  const LifeLock mine(segment.fd(), {0, 1}, 0);
   const Child child([&] {
     try {
-      LifeLock(segment.fd(), 2, 0);
+      LifeLock(segment.fd(), {0, 1}, 0);
     } catch (const SystemError& error) {
       return std::string(error.what()).find("life byte of rank 0") != std::string::npos;
     }
