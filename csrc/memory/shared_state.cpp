@@ -25,6 +25,10 @@ SharedState::SharedState(void* memory, int /*writers*/, std::size_t words)
 
 void SharedState::read(std::uint64_t* words) const { snapshot(words); }
 
+std::uint64_t SharedState::changes() const {
+  return current_->load(std::memory_order_acquire) >> kIndexBits;
+}
+
 std::uint64_t SharedState::snapshot(std::uint64_t* words) const {
   for (;;) {
     const std::uint64_t seen = current_->load(std::memory_order_acquire);

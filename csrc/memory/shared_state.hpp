@@ -25,6 +25,9 @@ class SharedState {
   /// A consistent copy of the words.
   void read(std::uint64_t* words) const;
 
+  /// How often the words have been changed.
+  std::uint64_t changes() const;
+
   /// Applies `change(words)` until its outcome is published; returns what `change` returned last.
   /// `change` may run several times and must depend on the words alone; it sets `modified` to
   /// false to leave the state as it is.

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "engine/round_log.hpp"
 #include "memory/life_lock.hpp"
 #include "memory/remote.hpp"
+#include "memory/rows.hpp"
 #include "memory/segment.hpp"
 
 namespace py = pybind11;
@@ -181,6 +183,42 @@ void bind_memory(py::module_& m) {
   m.def("can_read_remote", &can_read_remote, py::arg("pid"), py::arg("address"));
 }
 
+void bind_rows(py::module_& m) {
+  py::class_<Rows>(m, "Rows")
+      .def_static("bytes", &Rows::bytes, py::arg("count"))
+      .def(py::init([](const Segment& segment, int count) {
+             if (segment.size() < Rows::bytes(count)) {
+               throw InvalidArgument("a segment of " + std::to_string(segment.size()) +
+                                     " bytes has no room for " + std::to_string(count) + " rows");
+             }
+             return Rows(segment.data(), count);
+           }),
+           py::arg("segment"), py::arg("count"), py::keep_alive<1, 2>())
+      .def(
+          "write",
+          [](Rows& rows, int row, const py::bytes& data) {
+            const auto text = static_cast<std::string_view>(data);
+            rows.write(row, reinterpret_cast<const std::byte*>(text.data()), text.size());
+          },
+          py::arg("row"), py::arg("data"))
+      .def(
+          "read",
+          [](const Rows& rows, int row) {
+            const std::vector<std::byte> data = rows.read(row);
+            return py::bytes(reinterpret_cast<const char*>(data.data()), data.size());
+          },
+          py::arg("row"))
+      .def("written", &Rows::written)
+      .def("tell", &Rows::tell, py::arg("row"))
+      .def("take_untold", &Rows::take_untold, py::arg("row"))
+      .def(
+          "set_left", [](Rows& rows, int row) { rows.set(row, Rows::kLeft); }, py::arg("row"))
+      .def(
+          "set_dead", [](Rows& rows, int row) { rows.set(row, Rows::kDead); }, py::arg("row"))
+      .def("left", [](const Rows& rows) { return rows.with(Rows::kLeft); })
+      .def("dead", [](const Rows& rows) { return rows.with(Rows::kDead); });
+}
+
 py::tuple contributors(const RoundReport& r) { return py::tuple(py::cast(r.contributors)); }
 
 py::dict arrivals(const RoundReport& r) {
@@ -313,6 +351,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The engine of hvd_backup: partial all-reduce in shared memory.";
   py::register_exception_translator(&translate);
   bind_memory(m);
+  bind_rows(m);
   bind_round(m);
   bind_round_log(m);
   bind_collective(m);
