@@ -1,82 +1,110 @@
-"""A node's notice board: what every rank is doing, for ranks that wait for one another.
+"""The notice board: what every rank is doing, for ranks that wait for one another.
 
 It answers the questions a wait cannot answer by itself: has the missing rank died, has it left, is
-it in another call than I am? A few bytes of shared memory per rank, looked at only while waiting.
+it in another call than I am? A row per rank, looked at only while waiting.
+
+Every node has a board of its own. Its ranks read and write it at once; to the other nodes a row is
+copied when it is told, and comes late. So a row states what stays true of its rank, however much
+later it is read: that it has waited in this call, after so many set-ups and rounds.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from hvd_backup import errors
-from hvd_backup._core import LifeLock, Segment
+from hvd_backup._core import LifeLock, Rows, Segment
 
-_TEXT = 960
-_MEMBER = np.dtype(
-    [
-        ("setups", np.uint64),  # set-ups this rank has completed
-        ("in_setup", np.uint64),  # 1 while it is in the next one
-        ("left", np.uint64),
-        ("text", f"S{_TEXT}"),  # what it sets up
-        ("waits_in", np.uint64),  # the round it was seen waiting in, counted over all collectives
-        ("call", f"S{_TEXT}"),  # and the collective of that round
-    ]
-)
-_FAILURE = np.dtype(
-    [("failed", np.uint64), ("rank", np.int64), ("kind", "S32"), ("text", f"S{_TEXT}")]
-)
+# A rank that waits longer in one call tells the other nodes which. Set-ups are rarer than rounds,
+# and who waits in a round for a rank that is in a set-up has only that rank's word for it.
+TELL_AFTER_S = 1.0
+TELL_SETUP_AFTER_S = 0.05
+
+_TEXT = 960  # bytes of a text in a row, which has two and numbers besides
+_KIND = 32
+
+_SETUP, _ROUND = "set-up", "round"
+
+
+class Row(NamedTuple):
+    """What a rank says of itself."""
+
+    setups: int = 0  # set-ups it had completed when it came to the call below
+    rounds: int = 0  # and rounds, of all collectives together
+    doing: str = ""  # whether that call is a set-up or a round; empty after a set-up
+    call: str = ""
+    failure: str = ""  # type of the error it has failed with
+    text: str = ""
 
 
 class Board:
-    """One rank's view of the board. The segment is zeroed at first, which is a valid board."""
+    """One rank's view of its node's board. The segment is zeroed at first: a valid board.
+
+    `local` are the ranks of this node. `ring` wakes the service that copies rows to other nodes.
+    """
 
     @staticmethod
     def bytes(world: int) -> int:
-        return _FAILURE.itemsize + world * _MEMBER.itemsize
+        return Rows.bytes(world)
 
-    def __init__(self, segment: Segment, world: int, rank: int) -> None:
-        raw = segment.bytes()
-        self._failure = raw[: _FAILURE.itemsize].view(_FAILURE)
-        self._members = raw[_FAILURE.itemsize : self.bytes(world)].view(_MEMBER)
-        self._life = LifeLock(segment, range(world), rank)
+    def __init__(
+        self,
+        segment: Segment,
+        world: int,
+        rank: int,
+        local: Sequence[int],
+        ring: Callable[[], None] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rows = Rows(segment, world)
+        self._life = LifeLock(segment, local, rank)
         self._rank = rank
+        self._ring = ring
+        self._clock = clock
+        self._world = world
+        self._seen: dict[int, Row] = {}  # rows that this node has got, as of the last look
+        self._failures: dict[int, Row] = {}  # those that have failed
+        self._mine = Row()
+        self._here = ("", 0, "")  # the call of this rank, in full
+        self._since = 0.0  # when it came there
+        self._untold = False  # other nodes have not been told that it is there
         self._told = False  # this rank has raised the failure, or is about to
-        self._ahead = np.zeros(world, np.bool_)  # as check_same_call saw it last
 
-    def enter_setup(self, text: str) -> None:
-        """Note that this rank is about to set up `text` together with all others."""
-        me = self._members[self._rank]
-        me["text"] = text.encode()[:_TEXT]
-        me["in_setup"] = 1
+    def enter_setup(self, text: str, rounds: int) -> None:
+        """Note that this rank, after `rounds` rounds, sets up `text` together with all others."""
+        self._come_to(_SETUP, rounds, text)
 
     def finish_setup(self) -> None:
-        me = self._members[self._rank]
-        # In this order: nobody must see this rank in a set-up after the last one it has seen.
-        me["in_setup"] = 0
-        me["setups"] += np.uint64(1)
-        self._ahead[:] = False
+        self._here = ("", 0, "")
+        self._untold = False
+        self._write(self._mine._replace(setups=self._mine.setups + 1, doing="", call=""))
 
     def leave(self) -> None:
         """This rank ends in good order: its process may go."""
-        self._members[self._rank]["left"] = 1
+        self._rows.set_left(self._rank)
+        self._tell(self._rank)
 
     def fail(self, error: BaseException) -> None:
-        """Let the others' waits end with this rank's error. The first one stays."""
+        """Let the others' waits end with this rank's error, unless it knows of an earlier one."""
         self._told = True
-        if self._failure["failed"][0]:
+        self._look()
+        if self._failures:
             return
-        self._failure["rank"] = self._rank
-        self._failure["kind"] = type(error).__name__.encode()[:32]
-        self._failure["text"] = str(error).encode()[:_TEXT]
-        self._failure["failed"] = 1
+        kind, text = _cut(type(error).__name__, _KIND), _cut(str(error), _TEXT)
+        self._write(self._mine._replace(failure=kind, text=text))
+        self._tell(self._rank)
 
     def check(self) -> None:
         """Raise what another rank has failed with, in this rank's words."""
-        if not self._failure["failed"][0]:
+        self._look()
+        if not self._failures:
             return
-        kind = bytes(self._failure["kind"][0]).decode()
-        rank = int(self._failure["rank"][0])
-        text = bytes(self._failure["text"][0]).decode(errors="replace")
+        rank = min(self._failures)  # if several failed at once, the same one on every rank
+        kind, text = self._failures[rank].failure, self._failures[rank].text
         if self._told:
             text += " (this failure was told before; all ranks: shutdown(), then init(), to go on)"
         self._told = True
@@ -90,17 +118,41 @@ class Board:
         return self._told
 
     def dead(self) -> list[int]:
-        """Ranks whose process has ended without leaving."""
-        return [rank for rank in self._life.dead() if not self._members["left"][rank]]
+        """Ranks whose process has ended without leaving. The other nodes are told of this one's."""
+        ended = self._life.dead()
+        left = set(self._rows.left())  # after the question who lives: they leave before they end
+        known = set(self._rows.dead())
+        for rank in set(ended) - left - known:
+            self._rows.set_dead(rank)
+            self._tell(rank)
+        return sorted(known.union(ended) - left)
 
     def left(self) -> list[int]:
-        return [int(rank) for rank in np.flatnonzero(self._members["left"])]
+        return self._rows.left()
 
     def not_here(self) -> list[int]:
         """Ranks that are not yet in the set-up this rank is in."""
-        mine = self._members["setups"][self._rank]
-        here = (self._members["in_setup"] == 1) | (self._members["setups"] > mine)
-        return [int(rank) for rank in np.flatnonzero(~here)]
+        self._look()
+        mine = self._mine.setups
+        here = {
+            rank
+            for rank, row in self._seen.items()
+            if row.setups > mine or (row.setups == mine and row.doing == _SETUP)
+        }
+        return sorted(set(range(self._world)) - here)
+
+    def still_waiting(self) -> None:
+        """This rank is still in the call that it has noted. To be called while waiting.
+
+        The other nodes are told only now, if it has waited for long: while all goes well, nothing
+        is sent.
+        """
+        if not self._untold:
+            return
+        after = TELL_SETUP_AFTER_S if self._mine.doing == _SETUP else TELL_AFTER_S
+        if self._clock() - self._since >= after:
+            self._untold = False
+            self._tell(self._rank)
 
     def check_same_call(self, mine: str, rounds: int) -> None:
         """While this rank waits in a round of `mine`, after `rounds` rounds of any collective.
@@ -108,26 +160,64 @@ class Board:
         Raises Mismatch if another rank waits elsewhere. To be called while waiting, each time after
         a look whether the wait is over.
         """
-        me = self._members[self._rank]
-        if me["in_setup"]:
+        if self._mine.doing == _SETUP:
             return
-        # A rank that is ahead may just have ended this wait, so that only one that stays in a
-        # set-up until the next look counts.
-        before = self._ahead
-        self._ahead = (self._members["in_setup"] == 1) & (self._members["setups"] == me["setups"])
-        for rank in np.flatnonzero(before & self._ahead):
-            raise self._mismatch(mine, int(rank), "text")
-        # All ranks go through the same rounds, so that the n-th is one of the same collective.
-        me["waits_in"] = 0
-        me["call"] = mine.encode()[:_TEXT]
-        me["waits_in"] = rounds + 1
-        for rank in np.flatnonzero(self._members["waits_in"] == rounds + 1):
-            if self._members["call"][rank] != me["call"]:
-                raise self._mismatch(mine, int(rank), "call")
+        came = self._come_to(_ROUND, rounds, mine)
+        self.still_waiting()
+        self._look()
+        me = self._mine
+        for rank, row in sorted(self._seen.items()):
+            # All ranks go through the same rounds, so that the n-th is one of the same collective.
+            other_round = row.doing == _ROUND and row.rounds == rounds and row.call != me.call
+            # After as many set-ups as this rank, it has come to one before the round this rank is
+            # in. (If it had been through this round, it would only be ahead.) A round that needs
+            # no more than the others is not stopped for it: they learn more when all meet.
+            other_setup = row.doing == _SETUP and row.setups == me.setups and row.rounds <= rounds
+            if other_round or (other_setup and not came):
+                raise errors.Mismatch(
+                    f"rank {self._rank} is in {mine}, rank {rank} in {row.call}; every rank must "
+                    "make the same calls, in the same order, with the same names, shapes, dtypes "
+                    "and options"
+                )
 
-    def _mismatch(self, mine: str, rank: int, field: str) -> errors.Mismatch:
-        theirs = bytes(self._members[field][rank]).decode(errors="replace")
-        return errors.Mismatch(
-            f"rank {self._rank} is in {mine}, rank {rank} in {theirs}; every rank must make "
-            "the same calls, in the same order, with the same names, shapes, dtypes and options"
-        )
+    def _come_to(self, doing: str, rounds: int, call: str) -> bool:
+        """Note the call that this rank is in. False if it was there before."""
+        if self._here == (doing, rounds, call):
+            return False
+        self._here = (doing, rounds, call)
+        self._since = self._clock()
+        self._untold = True
+        self._write(self._mine._replace(rounds=rounds, doing=doing, call=_cut(call, _TEXT)))
+        return True
+
+    def _write(self, row: Row) -> None:
+        self._mine = row
+        self._rows.write(self._rank, _json(row))
+
+    def _tell(self, rank: int) -> None:
+        self._rows.tell(rank)
+        if self._ring is not None:
+            self._ring()
+
+    def _look(self) -> None:
+        for rank in self._rows.written():
+            # Empty when another node's rank has told that it leaves before anything else.
+            row = Row(*json.loads(self._rows.read(rank) or "[]"))
+            self._seen[rank] = row
+            if row.failure:
+                self._failures[rank] = row
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def _json(value: object) -> bytes:
+    return _ENCODER.encode(value).encode()
+
+
+def _cut(text: str, most: int) -> str:
+    """The first part of a text, whose JSON, without the quotes, has at most so many bytes."""
+    text = text.encode(errors="replace")[:most].decode(errors="ignore")
+    while (excess := len(_json(text)) - 2 - most) > 0:
+        text = text[: -max(1, excess // 6)]  # a character has at most six: \u0000
+    return text

@@ -55,7 +55,8 @@ class Runtime:
         """Exchanges made so far."""
         self.rounds = 0
         """Rounds this rank has been through, all exchanges together."""
-        self.board = Board(self.shared_segment(Board.bytes(self.size)), self.size, self.rank)
+        notes = self.shared_segment(Board.bytes(self.size))
+        self.board = Board(notes, self.size, self.rank, local=range(self.size))
         self.remote_reads = self._probe_remote_reads()
         self.patience = self._choose_patience()
         self.comm.Barrier()  # from here on, a life lock that is not held means a dead rank
@@ -91,7 +92,7 @@ class Runtime:
         rank, that quotes what differs, also when ranks have made different numbers of rounds;
         RoundTimeout and PeerFailed as any wait does.
         """
-        self.board.enter_setup(call)
+        self.board.enter_setup(call, self.rounds)
         with self.failing_together():
             self._gate(call, self.config.timeout if timeout is None else timeout)
         everybody = self.comm.allgather((call, self.rounds, signature))
@@ -111,6 +112,7 @@ class Runtime:
         deadline = time.monotonic() + timeout
         nap = 20e-6
         while not request.Test():
+            self.board.still_waiting()
             self.board.check()
             if dead := self.board.dead():
                 raise errors.PeerFailed(

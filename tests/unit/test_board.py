@@ -1,16 +1,83 @@
-"""The notice board, with the ranks of one process."""
+"""The notice board, with the ranks of one process: of one node, and of two."""
+
+import os
+import random
+from collections import deque
 
 import pytest
 
-from hvd_backup._core import Segment
-from hvd_backup.board import Board
+from hvd_backup._core import Rows, Segment
+from hvd_backup.board import TELL_AFTER_S, TELL_SETUP_AFTER_S, Board
 from hvd_backup.errors import Mismatch, PeerFailed, RoundTimeout
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Nodes:
+    """Boards of several nodes, and the wires between them: what is told arrives when a test says.
+
+    `ranks` lists the ranks of each node.
+    """
+
+    def __init__(self, *ranks):
+        self.clock = Clock()
+        self.rings = 0
+        world = sum(map(len, ranks))
+        segments = [Segment.create(Board.bytes(world)) for _ in ranks]
+        self.rows = [Rows(segment, world) for segment in segments]
+        nodes = range(len(ranks))
+        self.wires = {(a, b): deque() for a in nodes for b in nodes if a != b}
+        self.boards = [None] * world
+        for segment, local in zip(segments, ranks, strict=True):
+            for rank in local:
+                self.boards[rank] = Board(segment, world, rank, local, self._ring, clock=self.clock)
+
+    def _ring(self):
+        self.rings += 1
+
+    def send(self):
+        """What every node's service does when it is rung for."""
+        for node, rows in enumerate(self.rows):
+            for row in range(len(self.boards)):
+                if rows.take_untold(row):
+                    flags = (row in rows.left(), row in rows.dead())
+                    for (sender, _), wire in self.wires.items():
+                        if sender == node:
+                            wire.append((row, *flags, rows.read(row)))
+
+    def receive(self, wire):
+        """The oldest message of a wire."""
+        row, left, dead, payload = self.wires[wire].popleft()
+        rows = self.rows[wire[1]]
+        rows.write(row, payload)
+        if left:
+            rows.set_left(row)
+        if dead:
+            rows.set_dead(row)
+
+    def pass_on(self):
+        """All that was told arrives."""
+        self.send()
+        for wire, messages in self.wires.items():
+            while messages:
+                self.receive(wire)
 
 
 @pytest.fixture
 def boards():
-    segment = Segment.create(Board.bytes(3))
-    return [Board(segment, 3, rank) for rank in range(3)]
+    return Nodes(range(3)).boards
+
+
+@pytest.fixture
+def nodes():
+    """Ranks 0 and 1 on one node, 2 and 3 on another."""
+    return Nodes([0, 1], [2, 3])
 
 
 def test_an_empty_board_says_nothing(boards):
@@ -42,11 +109,39 @@ def test_the_first_failure_stays(boards):
         boards[2].check()
 
 
-def test_a_text_of_any_length_and_alphabet_fits(boards):
-    boards[0].fail(Mismatch("é" * 2000))
-    with pytest.raises(Mismatch, match="éééé"):
+def test_a_failure_outlives_the_calls_that_follow_it(boards):
+    boards[0].fail(Mismatch("first"))
+    boards[0].enter_setup("again", 0)
+    boards[0].finish_setup()
+    boards[0].check_same_call("round", 0)
+    with pytest.raises(Mismatch, match="rank 0 failed: first"):
         boards[1].check()
-    boards[0].enter_setup("ü" * 2000)
+    with pytest.raises(Mismatch, match=r"first \(this failure was told before"):
+        boards[1].check()
+
+
+def test_of_failures_at_the_same_time_all_raise_that_of_the_lowest_rank(nodes):
+    boards = nodes.boards
+    boards[2].fail(Mismatch("of rank 2"))
+    boards[1].fail(RoundTimeout("of rank 1"))  # knows nothing of the other node's yet
+    nodes.pass_on()
+    for rank in (0, 3):
+        with pytest.raises(RoundTimeout, match="rank 1 failed: of rank 1"):
+            boards[rank].check()
+
+
+@pytest.mark.parametrize(
+    "text", ["é" * 2000, "\0" * 2000, '"\\' * 2000, "a\n" * 2000, "😀" * 999, "x" * 959 + "é\ud800"]
+)
+def test_texts_of_any_length_and_alphabet_fit(boards, text):
+    for board in boards[:2]:
+        board.enter_setup(text, 10**18)
+    boards[0].fail(type("Kind" * 99, (Exception,), {})(text))
+    start = text[:100].encode(errors="replace").decode()
+    with pytest.raises(PeerFailed) as raised:
+        boards[1].check()
+    assert start in str(raised.value)
+    assert boards[2].not_here() == [2]
 
 
 def test_who_has_left_is_listed(boards):
@@ -55,36 +150,62 @@ def test_who_has_left_is_listed(boards):
 
 
 def test_who_has_not_come_is_listed(boards):
-    boards[0].enter_setup("a model")
+    boards[0].enter_setup("a model", 0)
     assert boards[0].not_here() == [1, 2]
-    boards[2].enter_setup("a model")
+    boards[2].enter_setup("a model", 0)
     assert boards[0].not_here() == [1]
     boards[2].finish_setup()  # it has been there, and has gone on
     assert boards[0].not_here() == [1]
 
 
-def test_a_rank_that_stays_in_another_set_up_is_a_mismatch_at_the_second_look(boards):
-    boards[1].enter_setup("another model")
-    boards[0].check_same_call("the first model", 0)  # it may have finished this round already
+def test_a_rank_that_has_not_left_an_earlier_set_up_has_not_come_to_this_one(nodes):
+    boards = nodes.boards
+    for board in boards:
+        board.enter_setup("one", 0)
+        board.still_waiting()
+    nodes.clock.now += TELL_SETUP_AFTER_S
+    boards[3].still_waiting()
+    nodes.pass_on()
+    for board in boards[:2]:
+        board.finish_setup()
+        board.enter_setup("two", 0)
+    assert boards[0].not_here() == [2, 3]
+
+
+# ---- ranks in different calls -------------------------------------------------------------------
+
+
+def test_a_rank_in_a_set_up_before_the_round_of_another_is_a_mismatch_if_the_round_stays(boards):
+    boards[1].enter_setup("another model", 0)
+    boards[0].check_same_call("the first model", 0)  # it may need no more than the others
     with pytest.raises(Mismatch) as raised:
         boards[0].check_same_call("the first model", 0)
     assert "rank 0 is in the first model, rank 1 in another model" in str(raised.value)
     assert "every rank must make the same calls" in str(raised.value)
 
 
+def test_a_rank_that_has_been_through_the_round_is_only_ahead(boards):
+    boards[0].check_same_call("round", 7)
+    boards[1].check_same_call("round", 7)
+    boards[1].enter_setup("a model", 8)
+    for _ in range(3):
+        boards[0].check_same_call("round", 7)
+
+
 def test_a_rank_that_is_seen_ahead_in_two_different_set_ups_is_none(boards):
-    boards[1].enter_setup("one")
+    boards[1].enter_setup("one", 1)
     boards[0].check_same_call("round", 0)
     for board in boards[:2]:
-        board.enter_setup("one")
+        board.enter_setup("one", 1)
         board.finish_setup()
-    boards[1].enter_setup("two")
+    boards[1].enter_setup("two", 2)
+    boards[0].check_same_call("round", 1)
     boards[0].check_same_call("round", 1)
 
 
 def test_a_rank_that_ends_a_set_up_is_never_seen_ahead(boards):
     for board in boards:
-        board.enter_setup("a model")
+        board.enter_setup("a model", 0)
     for board in boards:
         board.finish_setup()
         for other in boards:
@@ -103,3 +224,251 @@ def test_ranks_that_wait_in_different_rounds_are_none(boards):
     boards[0].check_same_call("collective 1", 5)
     boards[1].check_same_call("collective 2", 6)
     boards[0].check_same_call("collective 2", 6)
+
+
+# ---- between nodes ------------------------------------------------------------------------------
+
+
+def test_a_failure_and_a_leave_are_told_at_once(nodes):
+    nodes.boards[0].fail(Mismatch("wrong"))
+    assert nodes.rings == 1
+    nodes.boards[1].leave()
+    assert nodes.rings == 2
+    nodes.pass_on()
+    assert nodes.boards[2].left() == [1]
+    with pytest.raises(Mismatch, match="rank 0 failed: wrong"):
+        nodes.boards[3].check()
+
+
+@pytest.mark.parametrize(
+    ("wait", "after"),
+    [
+        (lambda board: board.check_same_call("round", 3), TELL_AFTER_S),
+        (lambda board: board.still_waiting(), TELL_SETUP_AFTER_S),
+    ],
+)
+def test_a_call_is_told_once_and_only_when_it_lasts(nodes, wait, after):
+    board = nodes.boards[0]
+    if after == TELL_SETUP_AFTER_S:
+        board.enter_setup("a model", 3)
+    wait(board)
+    nodes.clock.now += 0.9 * after
+    wait(board)
+    assert nodes.rings == 0
+    nodes.clock.now += 0.2 * after
+    for _ in range(3):
+        wait(board)
+        nodes.clock.now += after
+    assert nodes.rings == 1
+
+
+def test_a_healthy_training_tells_nothing(nodes):
+    for number in range(20):
+        for board in nodes.boards:
+            board.check_same_call("step", number)
+            nodes.clock.now += 0.2
+            board.check_same_call("step", number)
+        if number % 5 == 0:
+            for board in nodes.boards:
+                board.enter_setup("barrier()", number + 1)
+                nodes.clock.now += 0.01
+                board.still_waiting()
+            for board in nodes.boards:
+                board.still_waiting()
+                board.finish_setup()
+            nodes.clock.now += 2.0
+            for board in nodes.boards:
+                board.still_waiting()
+    assert nodes.rings == 0
+
+
+def test_a_row_is_not_written_again_while_nothing_changes():
+    segment = Segment.create(Board.bytes(2))
+    board = Board(segment, 2, 0, [0])
+    rows = Rows(segment, 2)
+    board.check_same_call("round", 1)
+    assert rows.written() == [0]
+    for _ in range(3):
+        board.check_same_call("round", 1)
+    assert rows.written() == []
+    board.check_same_call("round", 2)
+    assert rows.written() == [0]
+
+
+def test_a_rank_of_another_node_is_dead_when_it_is_flagged_and_has_not_left():
+    nodes = Nodes([0], [1], [2])
+    nodes.rows[0].set_dead(2)
+    assert nodes.boards[0].dead() == [2]
+    nodes.rows[0].set_left(2)
+    assert nodes.boards[0].dead() == []
+
+
+def test_a_killed_rank_is_told_to_the_other_nodes_once():
+    segment = Segment.create(Board.bytes(4))
+    rings = []
+    board = Board(segment, 4, 1, [1, 2], lambda: rings.append(1))
+    child = os.fork()
+    if child == 0:
+        Board(segment, 4, 2, [1, 2])
+        os._exit(0)  # without leaving
+    os.waitpid(child, 0)
+    for _ in range(3):
+        assert board.dead() == [2]
+    rows = Rows(segment, 4)
+    assert (rows.dead(), len(rings), rows.take_untold(2)) == ([2], 1, True)
+
+
+def test_a_rank_that_has_left_before_it_ended_is_not_dead():
+    segment = Segment.create(Board.bytes(2))
+    board = Board(segment, 2, 0, [0, 1])
+    child = os.fork()
+    if child == 0:
+        Board(segment, 2, 1, [0, 1]).leave()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (board.dead(), board.left()) == ([], [1])
+
+
+def test_a_set_up_told_late_is_no_mismatch_to_those_who_have_been_through_it(nodes):
+    boards = nodes.boards
+    boards[2].enter_setup("a model", 0)
+    nodes.clock.now += TELL_SETUP_AFTER_S
+    boards[2].still_waiting()
+    nodes.send()  # and is long under way
+    for board in boards:
+        board.enter_setup("a model", 0)
+    for board in boards:
+        board.finish_setup()
+    nodes.pass_on()
+    for _ in range(3):
+        boards[0].check_same_call("round", 0)
+
+
+def test_ranks_of_different_nodes_in_different_rounds_raise_mismatch_when_they_have_told(nodes):
+    boards = nodes.boards
+    for seconds in (0, TELL_AFTER_S):
+        nodes.clock.now += seconds
+        boards[2].check_same_call("collective 2", 5)
+        boards[0].check_same_call("collective 1", 5)
+        nodes.pass_on()
+    for one, other in ((0, 2), (2, 0)):
+        mine, theirs = f"collective {one // 2 + 1}", f"collective {other // 2 + 1}"
+        with pytest.raises(Mismatch, match=f"rank {one} is in {mine}, rank {other} in {theirs}"):
+            boards[one].check_same_call(mine, 5)
+
+
+# ---- random interleavings of lockstep programs --------------------------------------------------
+
+
+class World:
+    """Ranks that run programs (a list of calls each) in a random order, as the engine lets them.
+
+    A call is "set-up" or the name of a collective. A round ends with `quorum` arrivals; who comes
+    later goes through it, too. Between the nodes the boards' rows are late at random.
+    """
+
+    def __init__(self, programs, quorum, seed):
+        self.random = random.Random(seed)
+        half = len(programs) // 2
+        self.nodes = Nodes(range(half), range(half, len(programs)))
+        self.programs = programs
+        self.quorum = quorum
+        self.done = [0] * len(programs)  # calls a rank has returned from
+        self.inside = [False] * len(programs)
+        self.arrived = {}  # call, how many times it was made -> ranks
+
+    def key(self, rank):
+        calls = self.programs[rank]
+        call = calls[self.done[rank]]
+        return call, calls[: self.done[rank]].count(call)
+
+    def rounds(self, rank):
+        return sum(call != "set-up" for call in self.programs[rank][: self.done[rank]])
+
+    def running(self):
+        return [rank for rank, calls in enumerate(self.programs) if self.done[rank] < len(calls)]
+
+    def run(self):
+        """Until all programs have ended, or no rank can go on."""
+        while (running := self.running()) and not all(self.stuck(rank) for rank in running):
+            rank = self.random.choice(running)
+            full_wires = [wire for wire, messages in self.nodes.wires.items() if messages]
+            chance = self.random.random()
+            if chance < 0.1:
+                self.nodes.send()
+            elif chance < 0.2 and full_wires:
+                self.nodes.receive(self.random.choice(full_wires))
+            elif chance < 0.35:
+                self.nodes.clock.now += self.random.choice([0.01, 0.06, 0.5, 3.0])
+            elif chance < 0.6 and self.inside[rank]:
+                self.look(rank)  # its wait may be over: it has only not returned from it
+            else:
+                self.move(rank)
+
+    def stuck(self, rank):
+        return self.inside[rank] and not self.is_over(self.key(rank))
+
+    def is_over(self, key):
+        needed = len(self.programs) if key[0] == "set-up" else self.quorum
+        return len(self.arrived[key]) >= needed
+
+    def move(self, rank):
+        """Into the next call, or out of it."""
+        board, key = self.nodes.boards[rank], self.key(rank)
+        if not self.inside[rank]:
+            self.inside[rank] = True
+            self.arrived.setdefault(key, set()).add(rank)
+            if key[0] == "set-up":
+                board.enter_setup("set-up", self.rounds(rank))
+        elif self.is_over(key):
+            self.inside[rank] = False
+            self.done[rank] += 1
+            if key[0] == "set-up":
+                board.finish_setup()
+
+    def look(self, rank):
+        board, (call, _) = self.nodes.boards[rank], self.key(rank)
+        if call == "set-up":
+            board.still_waiting()
+        else:
+            board.check_same_call(call, self.rounds(rank))
+
+    def run_and_wait(self):
+        """Ranks that cannot go on wait for some seconds more, and all that is told arrives."""
+        self.run()
+        for _ in range(4):
+            for rank in self.running():
+                self.look(rank)
+            self.nodes.clock.now += TELL_AFTER_S
+            self.nodes.pass_on()
+
+
+CALLS = ["set-up", "collective 1", "collective 1", "collective 2"]
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_ranks_that_make_the_same_calls_never_see_a_mismatch(seed):
+    chance = random.Random(seed)
+    program = chance.choices(CALLS, k=chance.randint(1, 12))
+    size = chance.choice([2, 4, 6])
+    world = World([program] * size, chance.randint(1, size), seed)
+    world.run()
+    assert world.running() == []
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_ranks_that_wait_in_different_calls_see_it_however_late_their_rows_come(seed):
+    chance = random.Random(seed)
+    program = chance.choices(CALLS, k=chance.randint(1, 12))
+    at = chance.randrange(len(program))
+    other = chance.choice([call for call in CALLS if call != program[at]])
+    size = chance.choice([2, 4, 6])
+    programs = [program] * size
+    wrong = [*program[:at], other, *chance.choice([program[at:], program[at + 1 :]])]
+    programs[chance.randrange(size)] = wrong
+    world = World(programs, size, seed)
+    with pytest.raises(Mismatch) as raised:
+        world.run_and_wait()
+    assert max(world.done) == at
+    for call in (program[at], other):
+        assert f"in {call}" in str(raised.value)
