@@ -41,6 +41,7 @@ if(NOT MPI_CXX_FOUND)
 endif()
 message(STATUS "MPI: ${mpicxx}")
 
-pybind11_add_module(_mpi NO_EXTRAS python/mpi.cpp transport/mpi_library.cpp)
+pybind11_add_module(_mpi NO_EXTRAS
+  python/mpi.cpp transport/mpi_library.cpp transport/mpi_data.cpp base/error.cpp)
 target_link_libraries(_mpi PRIVATE hvd_backup_options MPI::MPI_CXX ${CMAKE_DL_LIBS})
 set_target_properties(_mpi PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})

@@ -119,12 +119,12 @@ TEST_CASE("a node that shows the token joins, and frames go both ways in their o
 
   const std::string large(3 << 20, 'x');  // more than a socket holds
   std::thread sender([&] {
-    for (int i = 0; i < 100; ++i) link->send(frame(5, std::to_string(i)));
-    link->send(frame(6, large));
+    for (int i = 0; i < 100; ++i) link->send(0, frame(5, std::to_string(i)));
+    link->send(0, frame(6, large));
     std::size_t got = 0;
     while (got < 101) {
-      for (const Frame& one : link->poll(kSecond)) {
-        CHECK_EQ(text(one).size(), got < 100 ? std::to_string(got).size() : large.size());
+      for (const Event& one : link->poll(kSecond)) {
+        CHECK_EQ(text(one.frame).size(), got < 100 ? std::to_string(got).size() : large.size());
         ++got;
       }
     }
@@ -158,10 +158,10 @@ TEST_CASE("a broadcast reaches every node that is there") {
   hub.broadcast(frame(1, "sealed"));
   hub.send(0, frame(1, "nobody is node 0"));
   for (const auto& link : links) {
-    std::vector<Frame> got;
+    std::vector<Event> got;
     while (got.empty()) got = link->poll(kSecond);
     REQUIRE(got.size() == 1);
-    CHECK_EQ(text(got[0]), "sealed");
+    CHECK_EQ(text(got[0].frame), "sealed");
   }
 }
 
@@ -176,9 +176,9 @@ TEST_CASE("a wrong token, a node outside of the world and a node twice are refus
   CHECK_THROWS_WITH(join(hub, token, -1), PeerFailed, "refused node -1");
   CHECK_THROWS_WITH(join(hub, token, 1), PeerFailed, "refused node 1");
   hub.send(1, frame(0, "still here"));
-  std::vector<Frame> got;
+  std::vector<Event> got;
   while (got.empty()) got = link->poll(kSecond);
-  CHECK_EQ(text(got[0]), "still here");
+  CHECK_EQ(text(got[0].frame), "still here");
 }
 
 TEST_CASE("a stranger who sends rubbish is cut off and changes nothing") {
@@ -198,7 +198,7 @@ TEST_CASE("a stranger who sends rubbish is cut off and changes nothing") {
     const auto events = poll_until(hub, [&] { return stranger.is_cut_off(); });
     CHECK(events.empty());
   }
-  link->send(frame(0, "unmoved"));
+  link->send(0, frame(0, "unmoved"));
   std::vector<Event> events;
   while (events.empty()) events = hub.poll(kSecond);
   CHECK_EQ(text(events[0].frame), "unmoved");
@@ -219,7 +219,7 @@ TEST_CASE("strangers who say nothing are cut off, the oldest first when they are
   const auto link = join(hub, token, 1);  // among them
   clock.advance(11 * kSecond);
   poll_until(hub, [&] { return strangers[79]->is_cut_off(); });
-  link->send(frame(0, "I stay"));
+  link->send(0, frame(0, "I stay"));
   std::vector<Event> events;
   while (events.empty()) events = hub.poll(kSecond);
   CHECK_EQ(text(events[0].frame), "I stay");
@@ -239,7 +239,11 @@ TEST_CASE("each end learns that the other is gone") {
   first = join(*hub, token, 1);  // and may come back
   const std::uint16_t port = hub->port();
   hub.reset();
-  CHECK_THROWS_WITH(second->poll(10 * kSecond), PeerFailed, "is lost");
+  events = second->poll(10 * kSecond);
+  REQUIRE(events.size() == 1);
+  CHECK(events[0].kind == Event::Kind::lost);
+  second->send(0, frame(0, "into the void"));
+  CHECK(second->poll(0).empty());  // told once
   CHECK_THROWS_WITH(ControlLink("localhost", port, token, 2, kSecond), PeerFailed,
                     "cannot reach the coordinator at localhost:" + std::to_string(port));
   CHECK_THROWS_WITH(ControlLink("no.such.host.invalid", port, token, 2, kSecond), PeerFailed,
@@ -250,6 +254,6 @@ TEST_CASE("a frame that is too long is refused before it is sent") {
   const Token token = make_token();
   ControlHub hub(token, 2);
   const auto link = join(hub, token, 1);
-  CHECK_THROWS_WITH(link->send(frame(0, std::string((1 << 24) + 1, 'x'))), InvalidArgument,
+  CHECK_THROWS_WITH(link->send(0, frame(0, std::string((1 << 24) + 1, 'x'))), InvalidArgument,
                     "16777217 bytes");
 }

@@ -21,6 +21,8 @@ namespace hvd_backup {
 namespace {
 
 constexpr std::uint64_t kListener = 0;
+constexpr std::uint64_t kWatched = 1;
+constexpr std::uint64_t kHub = 2;                     // at a link
 constexpr std::uint64_t kMagic = 0x3150554B42445648;  // "HVDBKUP1"
 // A node shows its token as soon as it is connected; a stranger has no business here.
 constexpr Nanoseconds kHelloWithin = 10 * kSecond;
@@ -188,6 +190,14 @@ void ControlHub::broadcast(const Frame& frame) {
   }
 }
 
+bool ControlHub::has_unsent() const {
+  return std::any_of(peers_.begin(), peers_.end(), [](const auto& peer) {
+    return peer.second.node >= 0 && peer.second.socket.has_unsent();
+  });
+}
+
+void ControlHub::watch(int fd) { poller_.add(fd, kWatched); }
+
 void ControlHub::accept_all() {
   for (;;) {
     const int fd = accept4(listener_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -267,45 +277,53 @@ void ControlHub::flush(Peers::iterator peer) {
 
 ControlLink::ControlLink(const std::string& host, std::uint16_t port, const Token& token, int node,
                          Nanoseconds timeout)
-    : address_(host + ":" + std::to_string(port)), socket_(connect_to(host, port, timeout)) {
+    : socket_(connect_to(host, port, timeout)) {
+  const std::string address = host + ":" + std::to_string(port);
   send_at_once(socket_.fd());
-  poller_.add(socket_.fd(), 0);
-  send(hello_frame(token, node));
+  poller_.add(socket_.fd(), kHub);
+  send(0, hello_frame(token, node));
   const Nanoseconds deadline = monotonic_clock().now() + timeout;
-  std::vector<Frame> frames;
   bool is_open = true;
-  while (frames.empty() && is_open && monotonic_clock().now() < deadline) {
+  while (early_.empty() && is_open && monotonic_clock().now() < deadline) {
     poller_.wait(deadline - monotonic_clock().now());
-    is_open = socket_.receive(frames);
+    is_open = socket_.receive(early_);
   }
-  if (frames.empty() || frames.front().kind != kWelcome) {
-    throw PeerFailed("the coordinator at " + address_ + " refused node " + std::to_string(node) +
+  if (early_.empty() || early_.front().kind != kWelcome) {
+    throw PeerFailed("the coordinator at " + address + " refused node " + std::to_string(node) +
                      " or did not answer; is it of the same job?");
   }
-  frames.erase(frames.begin());
-  early_ = std::move(frames);
-  if (!is_open) throw PeerFailed("the connection to the coordinator at " + address_ + " is lost");
+  early_.erase(early_.begin());
 }
 
-std::vector<Frame> ControlLink::poll(Nanoseconds timeout) {
+std::vector<Control::Event> ControlLink::poll(Nanoseconds timeout) {
   std::vector<Frame> frames = std::exchange(early_, {});
+  bool lost = false;
   for (const Poller::Ready& ready : poller_.wait(frames.empty() ? timeout : 0)) {
+    if (ready.tag != kHub) continue;
     if (ready.writable) flush();
-    if (ready.readable && !socket_.receive(frames)) {
-      throw PeerFailed("the connection to the coordinator at " + address_ + " is lost");
-    }
+    if (ready.readable) lost = !socket_.receive(frames);
   }
-  return frames;
+  std::vector<Event> events;
+  for (Frame& frame : frames) events.push_back({Event::Kind::frame, 0, std::move(frame)});
+  if (lost && !is_lost_) {
+    is_lost_ = true;
+    poller_.remove(socket_.fd());
+    events.push_back({Event::Kind::lost, 0, {}});
+  }
+  return events;
 }
 
-void ControlLink::send(const Frame& frame) {
+void ControlLink::send(int /*node*/, const Frame& frame) {
   socket_.queue(frame);
   flush();
 }
 
+void ControlLink::watch(int fd) { poller_.add(fd, kWatched); }
+
 void ControlLink::flush() {
+  if (is_lost_) return;
   socket_.flush();
-  poller_.want_write(socket_.fd(), 0, socket_.has_unsent());
+  poller_.want_write(socket_.fd(), kHub, socket_.has_unsent());
 }
 
 }  // namespace hvd_backup

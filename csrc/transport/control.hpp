@@ -20,11 +20,8 @@ using Token = std::array<std::byte, 32>;
 /// Unpredictable. Throws SystemError.
 Token make_token();
 
-/// The coordinator's end of the control channel: a stream socket to every other node.
-///
-/// Sleeps in poll(); no thread of its own. Who connects and does not show the token at once is cut
-/// off, and changes nothing.
-class ControlHub {
+/// One node's end of the control channel. Sleeps in poll(); no thread of its own.
+class Control {
  public:
   struct Event {
     enum class Kind { joined, frame, lost };
@@ -33,19 +30,37 @@ class ControlHub {
     Frame frame;
   };
 
+  Control() = default;
+  Control(const Control&) = delete;
+  Control& operator=(const Control&) = delete;
+  virtual ~Control() = default;
+
+  /// What has happened, sleeping for at most `timeout` until something does.
+  virtual std::vector<Event> poll(Nanoseconds timeout) = 0;
+  /// Sends to a node, in the end; nothing if it is lost: poll() tells that.
+  virtual void send(int node, const Frame& frame) = 0;
+  /// Sends to every node that is there.
+  virtual void broadcast(const Frame& frame) = 0;
+  /// Whether something is still to be sent.
+  virtual bool has_unsent() const = 0;
+  /// Lets poll() end when this file descriptor can be read.
+  virtual void watch(int fd) = 0;
+};
+
+/// The coordinator's end: a stream socket to every other node. Who connects and does not show the
+/// token at once is cut off, and changes nothing.
+class ControlHub final : public Control {
+ public:
   /// Listens on a port that the system chooses. `nodes` are numbered from 0.
   ControlHub(const Token& token, int nodes, const Clock& clock = monotonic_clock());
-  ControlHub(const ControlHub&) = delete;
-  ControlHub& operator=(const ControlHub&) = delete;
-  ~ControlHub();
+  ~ControlHub() override;
 
   std::uint16_t port() const { return port_; }
-  /// What has happened, sleeping for at most `timeout` until something does.
-  std::vector<Event> poll(Nanoseconds timeout);
-  /// Sends to a node; nothing if it is lost: poll() tells that.
-  void send(int node, const Frame& frame);
-  /// Sends to every node that is there.
-  void broadcast(const Frame& frame);
+  std::vector<Event> poll(Nanoseconds timeout) override;
+  void send(int node, const Frame& frame) override;
+  void broadcast(const Frame& frame) override;
+  bool has_unsent() const override;
+  void watch(int fd) override;
 
  private:
   struct Peer {
@@ -68,29 +83,31 @@ class ControlHub {
   Poller poller_;
   int listener_ = -1;
   std::uint16_t port_ = 0;
-  std::uint64_t next_tag_ = 1;  // 0 is the listener
+  std::uint64_t next_tag_ = 2;  // after those of the listener and of what is watched
   Peers peers_;
 };
 
-/// Another node's end.
-class ControlLink {
+/// Another node's end: it sends to the coordinator alone, which is node 0.
+class ControlLink final : public Control {
  public:
   /// Connects and shows the token. Throws PeerFailed, with the address, if nobody answers within
   /// `timeout`, or whoever does refuses this node.
   ControlLink(const std::string& host, std::uint16_t port, const Token& token, int node,
               Nanoseconds timeout);
 
-  /// What has come, sleeping for at most `timeout`. Throws PeerFailed when the hub is gone.
-  std::vector<Frame> poll(Nanoseconds timeout);
-  void send(const Frame& frame);
+  std::vector<Event> poll(Nanoseconds timeout) override;
+  void send(int node, const Frame& frame) override;
+  void broadcast(const Frame& frame) override { send(0, frame); }
+  bool has_unsent() const override { return socket_.has_unsent(); }
+  void watch(int fd) override;
 
  private:
   void flush();
 
-  std::string address_;
   FramedSocket socket_;
   Poller poller_;
   std::vector<Frame> early_;  // came together with the welcome
+  bool is_lost_ = false;
 };
 
 }  // namespace hvd_backup

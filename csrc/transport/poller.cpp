@@ -1,12 +1,12 @@
 #include "transport/poller.hpp"
 
+#include <poll.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
-#include <limits>
+#include <ctime>
 
 #include "base/error.hpp"
 
@@ -42,12 +42,14 @@ void Poller::want_write(int fd, std::uint64_t tag, bool wanted) const {
 void Poller::remove(int fd) const { epoll_ctl(fd_, EPOLL_CTL_DEL, fd, nullptr); }
 
 std::vector<Poller::Ready> Poller::wait(Nanoseconds timeout) const {
-  constexpr Nanoseconds kMost = std::numeric_limits<int>::max();
-  // Rounded up: a wait that ends a little too early would be begun again at once, many times.
-  const Nanoseconds millis = (std::max<Nanoseconds>(timeout, 0) + kMillisecond - 1) / kMillisecond;
+  if (timeout > 0) {
+    // epoll_wait counts milliseconds, and epoll_pwait2 is younger than many clusters.
+    pollfd self{fd_, POLLIN, 0};
+    const timespec most{timeout / kSecond, timeout % kSecond};
+    if (ppoll(&self, 1, &most, nullptr) <= 0) return {};
+  }
   std::array<epoll_event, 64> events{};
-  const int count = epoll_wait(fd_, events.data(), static_cast<int>(events.size()),
-                               static_cast<int>(std::min(millis, kMost)));
+  const int count = epoll_wait(fd_, events.data(), static_cast<int>(events.size()), 0);
   if (count < 0 && errno != EINTR) throw SystemError("cannot wait for messages", errno);
   std::vector<Ready> ready;
   for (int i = 0; i < count; ++i) {
