@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <vector>
 
 #include "device/mean_kernels.hpp"
 
@@ -63,6 +64,37 @@ void weighted_mean(DType dtype, const Operand* operands, std::size_t operand_cou
     } else {
       kernels().finish(dtype, sum.data(), total, n, to);
     }
+  }
+}
+
+DType sum_type(DType dtype) { return dtype == DType::float64 ? dtype : DType::float32; }
+
+void weighted_sum(DType dtype, const Operand* operands, std::size_t operand_count,
+                  std::size_t count, std::byte* sum) {
+  const DType wide = sum_type(dtype);
+  // What is not narrowed at the end is a mean over a total of 1.
+  if (wide == dtype && fused_mean(dtype, operands, operand_count, count, 1, sum, false)) return;
+  for (std::size_t first = 0; first < count; first += kBlock) {
+    sum_block(dtype, operands, operand_count, first * size_of(dtype),
+              std::min(kBlock, count - first), sum + first * size_of(wide));
+  }
+}
+
+void mean_of_sums(DType dtype, const std::byte* const* sums, std::size_t sum_count,
+                  std::size_t count, double total, std::byte* out) {
+  const DType wide = sum_type(dtype);
+  std::vector<Operand> operands;
+  operands.reserve(sum_count);
+  for (std::size_t k = 0; k < sum_count; ++k) operands.push_back({sums[k], 1});
+  if (wide == dtype) {
+    weighted_mean(dtype, operands.data(), sum_count, count, total, out, false);
+    return;
+  }
+  alignas(64) std::array<std::byte, kBlock * sizeof(float)> sum;
+  for (std::size_t first = 0; first < count; first += kBlock) {
+    const std::size_t n = std::min(kBlock, count - first);
+    sum_block(wide, operands.data(), sum_count, first * size_of(wide), n, sum.data());
+    kernels().finish(dtype, sum.data(), total, n, out + first * size_of(dtype));
   }
 }
 

@@ -19,6 +19,18 @@ struct Operand {
 void weighted_mean(DType dtype, const Operand* operands, std::size_t operand_count,
                    std::size_t count, double total, std::byte* out, bool stream);
 
+/// The type that operands of `dtype` are added in: float32, or float64 for float64.
+DType sum_type(DType dtype);
+
+/// sum[i] = w0 x0[i] + w1 x1[i] + …, in the order given; `sum` is of sum_type(dtype).
+void weighted_sum(DType dtype, const Operand* operands, std::size_t operand_count,
+                  std::size_t count, std::byte* sum);
+
+/// out[i] = (s0[i] + s1[i] + …) / total, in the order given, where the s are of sum_type(dtype):
+/// the second half of a weighted mean whose operands were added in groups.
+void mean_of_sums(DType dtype, const std::byte* const* sums, std::size_t sum_count,
+                  std::size_t count, double total, std::byte* out);
+
 /// memcpy, past the caches if `stream`. Not memcpy itself: glibc's uses "rep movsb" at these sizes,
 /// which is ten times slower on Zen 3 and 4 when source and target lie alike in their pages
 /// (sourceware bug 30994).

@@ -28,9 +28,9 @@ void check_weight(double weight) {
 }  // namespace
 
 ArenaSpec Collective::spec(const Policy& policy, int window, std::vector<Flat> flats,
-                           std::size_t chunk_bytes) {
+                           std::size_t chunk_bytes, std::vector<int> ranks) {
   validate(policy);
-  if (policy.world > kMaxRanks) {
+  if (ranks.empty() && policy.world > kMaxRanks) {
     throw InvalidArgument("a node has at most " + std::to_string(kMaxRanks) + " ranks");
   }
   if (window < 1 || window > 4096) {
@@ -45,8 +45,11 @@ ArenaSpec Collective::spec(const Policy& policy, int window, std::vector<Flat> f
   spec.records = window + 1;
   // One more for each rank that can be stopped amid the work while the others still have a quorum.
   spec.buffers = spec.records + std::max(1, policy.world - policy.quorum);
+  // And one with the node's sum for each with a result.
+  if (!ranks.empty()) spec.buffers += spec.records;
   spec.flats = std::move(flats);
   spec.chunk_bytes = chunk_bytes;
+  spec.ranks = std::move(ranks);
   return spec;
 }
 
@@ -64,6 +67,13 @@ Collective::Collective(const Arena& arena, int rank, Options options, const Cloc
   if (rank < 0 || rank >= arena.spec().world || options_.policy.world != arena.spec().world) {
     throw InvalidArgument("rank " + std::to_string(rank) + " and the policy do not fit an arena " +
                           "for " + std::to_string(arena.spec().world) + " ranks");
+  }
+  if (!arena_.has(rank)) {
+    throw InvalidArgument("rank " + std::to_string(rank) + " is not of this arena's node, which " +
+                          "has ranks " + join(arena_.ranks()));
+  }
+  if (arena_.is_part() && options_.service == nullptr) {
+    throw InvalidArgument("a world of several nodes needs a service thread");
   }
   arena_.member(rank_).pid.store(getpid());
 }
@@ -95,7 +105,10 @@ std::vector<int> Collective::missing() const {
   const RoundLedger ledger(options_.policy, words.data());
   std::vector<int> ranks;
   for (int rank = 0; rank < options_.policy.world; ++rank) {
-    if (ledger.number() != number() || !ledger.contains(rank)) ranks.push_back(rank);
+    const bool in_ledger = ledger.number() == number() && ledger.contains(rank);
+    // Between nodes the ledger is told of arrivals a little later.
+    const bool announced = arena_.member(rank).arrived.load() == number() + 1;
+    if (!in_ledger && !announced) ranks.push_back(rank);
   }
   return ranks;
 }
@@ -104,7 +117,12 @@ std::vector<RoundNumber> Collective::progress() const {
   std::vector<RoundNumber> released;
   released.reserve(static_cast<std::size_t>(options_.policy.world));
   for (int rank = 0; rank < options_.policy.world; ++rank) {
-    released.push_back(arena_.member(rank).released.load(std::memory_order_acquire));
+    const Member& member = arena_.member(rank);
+    const std::uint64_t behind = member.behind.load(std::memory_order_acquire);
+    // Of ranks of other nodes only those are known that fill a window.
+    released.push_back(arena_.has(rank) ? member.released.load(std::memory_order_acquire)
+                       : behind > 0     ? behind - 1
+                                        : number_);
   }
   return released;
 }
@@ -123,6 +141,10 @@ void Collective::release() {
   buffer_ = -1;
   arena_.member(rank_).released.store(number_, std::memory_order_release);
   arena_.released_bell().ring();
+}
+
+void Collective::ring_service() const {
+  if (options_.service != nullptr) options_.service->ring();
 }
 
 RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double weight) {
@@ -156,6 +178,7 @@ void Collective::leave() {
   for (int i = 0; i < arena_.spec().records; ++i) {
     arena_.round(static_cast<RoundNumber>(i)).bell.ring();
   }
+  ring_service();
 }
 
 void Collective::fail(const std::string& text) { arena_.fail({FailureKind::peer, rank_, text}); }
@@ -181,14 +204,22 @@ void Collective::contribute(double weight, const std::byte* in) {
   Entry& entry = arena_.entry(number_, rank_);
   const Nanoseconds now = clock_.now();
   arrived_at_ = now;
+  weight_ = weight;
   entry.arrived_at.store(now, std::memory_order_relaxed);
   entry.weight.store(weight, std::memory_order_relaxed);
   entry.address.store(reinterpret_cast<std::uintptr_t>(in), std::memory_order_relaxed);
-  const Arrival arrival = enter(weight, now);
+  const Arrival arrival = arena_.is_part() ? announce() : enter(weight, now);
   sealed_it_ = arrival == Arrival::sealed;
   lost_ = arrival == Arrival::late;
-  if (lost_ && options_.late == Late::carry) keep(weight);
   phase_ = Phase::arrived;
+}
+
+// Between nodes it is the coordinator who decides.
+Arrival Collective::announce() {
+  const bool late = sealed_without_me();
+  arena_.member(rank_).arrived.store(number_ + 1, std::memory_order_release);
+  ring_service();
+  return late ? Arrival::late : Arrival::joined;
 }
 
 Arrival Collective::enter(double weight, Nanoseconds now) {
@@ -225,7 +256,10 @@ RoundReport Collective::finish(std::byte* out) {
   ResultCondition result(*this, out);
   vigil_.wait(number_, arena_.round(number_).bell, result);
   phase_ = Phase::loaded;
-  return result.report(clock_.now() - start);
+  RoundReport report = result.report(clock_.now() - start);
+  const bool late = arrived_at_ != 0 && !report.contributed;
+  if (late && options_.late == Late::carry) keep(weight_);
+  return report;
 }
 
 RoundReport Collective::finish_unstaged(std::byte* out) {

@@ -25,11 +25,14 @@ struct RoundReport {
   Nanoseconds waited_for_window = 0;  ///< of this: because the window was full
 };
 
-/// The partial all-reduce of one node: one rank's end of it.
+/// The partial all-reduce: one rank's end of it.
 ///
 /// A round goes: `arrive` (or `skip`), `wait`, read `result()`, `release`. Every rank goes through
 /// every round, and gets the same bits, whether its contribution was in time or not. From the
 /// arrival that completes the quorum on, the contributors finish alone.
+///
+/// If the world has other nodes, the arena is the node's, and the node's NodeService decides, lets
+/// sums and results travel, and must know the arena before the first arrival.
 ///
 /// Not thread-safe: one thread per rank. No thread of its own, no global state.
 class Collective {
@@ -37,9 +40,10 @@ class Collective {
   /// Most ranks of one node (an index of SharedState has 16 bits).
   static constexpr int kMaxRanks = 4096;
 
-  /// What an arena must have room for: a window of `window` results and what repairs need.
+  /// What an arena must have room for: a window of `window` results and what repairs need. `ranks`
+  /// are those of the node; empty: all.
   static ArenaSpec spec(const Policy& policy, int window, std::vector<Flat> flats,
-                        std::size_t chunk_bytes);
+                        std::size_t chunk_bytes, std::vector<int> ranks = {});
 
   Collective(const Arena& arena, int rank, Options options, const Clock& clock = monotonic_clock());
   Collective(const Collective&) = delete;
@@ -50,8 +54,8 @@ class Collective {
   /// This rank's contribution: its own to write from release() to arrive().
   std::byte* slot() const { return arena_.slot(rank_); }
 
-  /// The slot is complete: contributes it. Blocks only while the window is full. True if the
-  /// contribution is in the round (with grace: unless the round was sealed before).
+  /// The slot is complete: contributes it. Blocks only while the window is full. False if it is
+  /// known to be late; on one node, without grace, true means that it is in the round.
   bool arrive(double weight = 1);
   /// Goes through the round without a contribution.
   void skip();
@@ -59,7 +63,7 @@ class Collective {
   bool sealed_without_me() const;
   /// Ranks that have not arrived in the round that is open, or being waited for.
   std::vector<int> missing() const;
-  /// For every rank: rounds it has released; kUnbounded if it has left.
+  /// For every rank: rounds it has released, as far as is known; kUnbounded if it has left.
   std::vector<RoundNumber> progress() const;
   /// Helps, and blocks until the result can be read.
   RoundReport wait();
@@ -88,6 +92,8 @@ class Collective {
   void start_round();
   void contribute(double weight, const std::byte* in);
   Arrival enter(double weight, Nanoseconds now);
+  Arrival announce();
+  void ring_service() const;
   void expire_grace();
   RoundReport finish(std::byte* out);
   RoundReport finish_unstaged(std::byte* out);
@@ -105,7 +111,8 @@ class Collective {
   Nanoseconds blocked_ = 0;     // in this round, before it arrived
   Nanoseconds arrived_at_ = 0;  // in this round; 0: skipped
   bool sealed_it_ = false;      // this rank closed this round
-  bool lost_ = false;           // this round's contribution came late
+  bool lost_ = false;           // this round's contribution is known to be late
+  double weight_ = 0;           // of this round's contribution
   int buffer_ = -1;
   std::vector<std::byte> carried_;
   double carried_weight_ = 0;

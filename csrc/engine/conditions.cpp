@@ -11,14 +11,33 @@ bool Collective::RoomCondition::ready() const {
 }
 
 std::string Collective::RoomCondition::missing(const std::string& after) const {
-  const std::uint64_t least = arena_.released_by_all();
+  std::uint64_t least = arena_.released_by_all();
   std::vector<int> slowest;
-  for (int rank = 0; rank < arena_.spec().world; ++rank) {
+  for (const int rank : arena_.ranks()) {
     if (arena_.member(rank).released.load() == least) slowest.push_back(rank);
   }
-  return "the window of " + std::to_string(arena_.spec().records - 1) + " results is full " +
-         after + "; " + ranks_have(slowest) + " yet to load round " + std::to_string(least) +
+  const std::string full =
+      "the window of " + std::to_string(arena_.spec().records - 1) + " results is full " + after;
+  if (slowest.empty()) slowest = slowest_elsewhere(least);
+  if (slowest.empty()) {
+    return full + "; another node has yet to take round " + std::to_string(least) +
+           "; see whether it, or the network to it, stands still, or raise window= or timeout=";
+  }
+  return full + "; " + ranks_have(slowest) + " yet to load round " + std::to_string(least) +
          "; use attempt(), or raise window= or timeout=";
+}
+
+// Ranks of other nodes whose full window keeps the round `least` from being taken there. Makes
+// `least` the round that they have yet to load.
+std::vector<int> Collective::RoomCondition::slowest_elsewhere(std::uint64_t& least) const {
+  std::vector<int> ranks;
+  const auto records = static_cast<std::uint64_t>(arena_.spec().records);
+  for (int rank = 0; rank < arena_.spec().world; ++rank) {
+    const bool fills_window = arena_.member(rank).behind.load() + records == least + 1;
+    if (!arena_.has(rank) && fills_window) ranks.push_back(rank);
+  }
+  if (!ranks.empty()) least -= records;
+  return ranks;
 }
 
 Collective::ResultCondition::ResultCondition(Collective& owner, std::byte* out)
@@ -31,10 +50,12 @@ bool Collective::ResultCondition::ready() {
   if (!sealed_ && !seal_seen()) return false;
   Reduction& reduction = owner_.reduction_;
   if (helping_) reduction.help();
-  owner_.buffer_ = reduction.published(owner_.number_);
+  owner_.buffer_ = published_buffer(owner_.arena_.round(owner_.number_).published, owner_.number_);
   const bool readable = owner_.buffer_ >= 0;
   if (out_ != nullptr && readable) copy_out(owner_.buffer_, true);
-  if (out_ != nullptr && !readable && helping_) copy_out(reduction.current(), false);
+  if (out_ != nullptr && !readable && helping_ && !owner_.arena_.is_part()) {
+    copy_out(reduction.current(), false);
+  }
   return readable;
 }
 
@@ -42,16 +63,30 @@ bool Collective::ResultCondition::seal_seen() {
   Collective& me = owner_;
   me.arena_.ledger(me.number_).read(words_.data());
   if (ledger_.number() != me.number_) return false;
-  if (!ledger_.is_sealed() && ledger_.has_quorum() && me.clock_.now() >= ledger_.grace_ends_at()) {
+  const bool decides = !me.arena_.is_part();
+  if (decides && !ledger_.is_sealed() && ledger_.has_quorum() &&
+      me.clock_.now() >= ledger_.grace_ends_at()) {
     me.expire_grace();
     return seal_seen();
   }
   sealed_ = ledger_.is_sealed();
-  if (sealed_ && ledger_.contains(me.rank_)) {
-    helping_ = true;
-    me.reduction_.begin(me.number_, ledger_.contributors(), me.sealed_it_);
-  }
+  if (sealed_ && ledger_.contains(me.rank_)) start_helping();
   return sealed_;
+}
+
+void Collective::ResultCondition::start_helping() {
+  Collective& me = owner_;
+  if (!me.arena_.is_part()) {
+    me.reduction_.begin(me.number_, ledger_.contributors(), me.sealed_it_);
+    helping_ = true;
+    return;
+  }
+  std::vector<int> ours;
+  for (const int rank : ledger_.contributors()) {
+    if (me.arena_.has(rank)) ours.push_back(rank);
+  }
+  me.reduction_.begin(me.number_, ours, ours.front() == me.rank_);
+  helping_ = me.reduction_.only_contribution() == nullptr;
 }
 
 void Collective::ResultCondition::copy_out(int buffer, bool all) {
@@ -73,7 +108,9 @@ void Collective::ResultCondition::copy_out(int buffer, bool all) {
 std::string Collective::ResultCondition::missing(const std::string& after) const {
   if (sealed_) {
     return "sealed, but no result " + after + "; contributors " + join(ledger_.contributors()) +
-           " do not finish it; raise timeout=";
+           " do not finish it" +
+           (owner_.arena_.is_part() ? ", or their nodes' network stands still" : "") +
+           "; raise timeout=";
   }
   const Policy& policy = owner_.options_.policy;
   const std::vector<int> ranks = owner_.missing();
@@ -103,7 +140,8 @@ std::string Collective::ResultCondition::hopeless() const {
 Nanoseconds Collective::ResultCondition::wake_at() const {
   if (helping_) return owner_.reduction_.wake_at();
   const bool open = !sealed_ && ledger_.number() == owner_.number_;
-  return open && ledger_.has_quorum() ? ledger_.grace_ends_at() : 0;
+  const bool decides = !owner_.arena_.is_part();
+  return decides && open && ledger_.has_quorum() ? ledger_.grace_ends_at() : 0;
 }
 
 RoundReport Collective::ResultCondition::report(Nanoseconds waited) const {
@@ -117,11 +155,16 @@ RoundReport Collective::ResultCondition::report(Nanoseconds waited) const {
   report.my_arrival_at = owner_.arrived_at_;
   report.waited = waited + owner_.blocked_;
   report.waited_for_window = owner_.blocked_;
+  const bool is_part = owner_.arena_.is_part();
   for (int rank : report.contributors) {
     const Entry& entry = owner_.arena_.entry(number, rank);
-    report.arrived_at.push_back(entry.arrived_at.load(std::memory_order_relaxed));
-    report.weight += entry.weight.load(std::memory_order_relaxed);
+    // Of large worlds of several nodes the arrivals are not told.
+    if (!is_part || owner_.arena_.spec().world <= kTellArrivalsUpTo) {
+      report.arrived_at.push_back(entry.arrived_at.load(std::memory_order_relaxed));
+    }
+    report.weight += is_part ? 0 : entry.weight.load(std::memory_order_relaxed);
   }
+  if (is_part) report.weight = ledger_.weight();
   return report;
 }
 

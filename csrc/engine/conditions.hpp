@@ -18,6 +18,8 @@ class Collective::RoomCondition {
   static Nanoseconds wake_at() { return 0; }
 
  private:
+  std::vector<int> slowest_elsewhere(std::uint64_t& least) const;
+
   const Arena& arena_;
   RoundNumber number_;
 };
@@ -38,6 +40,7 @@ class Collective::ResultCondition {
 
  private:
   bool seal_seen();
+  void start_helping();
   void copy_out(int buffer, bool all);
 
   Collective& owner_;

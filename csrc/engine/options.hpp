@@ -1,9 +1,11 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "base/types.hpp"
+#include "memory/doorbell.hpp"
 #include "protocol/policy.hpp"
 
 namespace hvd_backup {
@@ -34,6 +36,8 @@ struct Options {
   /// Looks around, now and then, while this rank waits: returns the ranks whose process is gone;
   /// what it throws (Ctrl-C, say) ends the wait.
   std::function<std::vector<int>()> patrol;
+  /// Wakes the node's service thread; needed if the world has other nodes.
+  std::shared_ptr<const Doorbell> service;
 };
 
 }  // namespace hvd_backup

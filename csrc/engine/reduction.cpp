@@ -24,6 +24,34 @@ constexpr std::uint64_t kBufferMask = 0xFFFF;
 
 }  // namespace
 
+int claim_buffer(const Arena& arena, RoundNumber number) {
+  const std::uint64_t released = arena.released_by_all();
+  for (int i = 0; i < arena.spec().buffers; ++i) {
+    ResultControl& control = arena.result_control(i);
+    std::uint64_t owner = control.owner.load(std::memory_order_acquire);
+    if (owner > released) continue;
+    if (!control.owner.compare_exchange_strong(owner, number + 1, std::memory_order_acq_rel)) {
+      continue;
+    }
+    control.next_chunk.store(0, std::memory_order_relaxed);
+    control.chunks_done.store(0, std::memory_order_relaxed);
+    return i;
+  }
+  return -1;
+}
+
+int published_buffer(const std::atomic<std::uint64_t>& word, RoundNumber number) {
+  const std::uint64_t seen = word.load(std::memory_order_acquire);
+  return seen >> kRoundShift == number + 1 ? static_cast<int>(seen & kBufferMask) : -1;
+}
+
+bool publish_buffer(std::atomic<std::uint64_t>& word, RoundNumber number, int buffer) {
+  std::uint64_t seen = word.load(std::memory_order_acquire);
+  if (seen >> kRoundShift == number + 1) return false;
+  const std::uint64_t mine = (number + 1) << kRoundShift | static_cast<std::uint64_t>(buffer);
+  return word.compare_exchange_strong(seen, mine, std::memory_order_acq_rel);
+}
+
 Reduction::Reduction(const Arena& arena, const Options& options, const Clock& clock, int rank)
     : arena_(arena),
       options_(options),
@@ -62,7 +90,7 @@ void Reduction::begin(RoundNumber number, const std::vector<int>& contributors, 
 }
 
 bool Reduction::help() {
-  if (published(number_) >= 0) return true;
+  if (published() >= 0) return true;
   Attempt now = attempt();
   if (now.buffer < 0 && (first_ || clock_.now() - begun_at_ > kPrecedence)) now = start_attempt(0);
   if (now.buffer < 0) return false;
@@ -70,10 +98,13 @@ bool Reduction::help() {
     take_chunks(now.buffer);
   } catch (const PeerFailed&) {
     // A contributor whose round was finished without this rank may be gone by now.
-    if (published(number_) < 0) throw;
+    if (published() < 0) throw;
   }
-  if (finished(now.buffer)) publish(now.buffer);
-  if (published(number_) >= 0) return true;
+  // Whichever attempt is complete first counts; they hold the same bits.
+  if (finished(now.buffer) && publish_buffer(goal(), number_, now.buffer)) {
+    arena_.round(number_).bell.ring();
+  }
+  if (published() >= 0) return true;
   if (is_stalled(now.buffer)) start_attempt(now.count + 1);
   return false;
 }
@@ -84,9 +115,20 @@ Nanoseconds Reduction::wake_at() const {
   return attempt().buffer < 0 && clock_.now() < at ? at : 0;
 }
 
-int Reduction::published(RoundNumber number) const {
-  const std::uint64_t word = arena_.round(number).published.load(std::memory_order_acquire);
-  return word >> kRoundShift == number + 1 ? static_cast<int>(word & kBufferMask) : -1;
+std::atomic<std::uint64_t>& Reduction::goal() const {
+  RoundControl& round = arena_.round(number_);
+  return arena_.is_part() ? round.summed : round.published;
+}
+
+int Reduction::published() const { return published_buffer(goal(), number_); }
+
+const std::byte* Reduction::only_contribution() const {
+  if (!arena_.is_part() || contributors_.size() != 1 || any_remote_) return nullptr;
+  const Operand& only = contributors_.front().operand;
+  for (const Flat& flat : arena_.spec().flats) {
+    if (sum_type(flat.dtype) != flat.dtype) return nullptr;
+  }
+  return only.weight == 1 ? only.data : nullptr;
 }
 
 int Reduction::current() const { return attempt().buffer; }
@@ -108,7 +150,7 @@ Reduction::Attempt Reduction::start_attempt(unsigned count) {
   std::uint64_t seen = word.load(std::memory_order_acquire);
   const bool begun = seen >> kRoundShift == stamp();
   if (begun && (seen >> kAttemptShift & kAttemptMask) >= count) return attempt();
-  const int buffer = claim_buffer();
+  const int buffer = claim_buffer(arena_, number_);
   if (buffer < 0) return attempt();
   const std::uint64_t mine = stamp() << kRoundShift |
                              static_cast<std::uint64_t>(count) << kAttemptShift |
@@ -119,21 +161,6 @@ Reduction::Attempt Reduction::start_attempt(unsigned count) {
   progress_in_ = -1;
   progress_at_ = clock_.now();
   return attempt();
-}
-
-// The lowest free buffer, so that a window costs memory, and cold caches, only while it is used.
-int Reduction::claim_buffer() {
-  const std::uint64_t released = arena_.released_by_all();
-  for (int i = 0; i < arena_.spec().buffers; ++i) {
-    ResultControl& control = arena_.result_control(i);
-    std::uint64_t owner = control.owner.load(std::memory_order_acquire);
-    if (owner > released) continue;
-    if (!control.owner.compare_exchange_strong(owner, stamp(), std::memory_order_acq_rel)) continue;
-    control.next_chunk.store(0, std::memory_order_relaxed);
-    control.chunks_done.store(0, std::memory_order_relaxed);
-    return i;
-  }
-  return -1;
 }
 
 void Reduction::take_chunks(int buffer) {
@@ -162,8 +189,19 @@ void Reduction::reduce_in_place(const Chunk& chunk, std::byte* result) {
   for (std::size_t k = 0; k < contributors_.size(); ++k) {
     operands_[k].data = contributors_[k].operand.data + chunk.offset;
   }
-  weighted_mean(arena_.spec().flats[chunk.flat].dtype, operands_.data(), operands_.size(),
-                chunk.count, total_weight_, result + chunk.offset, stream_);
+  add(chunk, 0, chunk.count, result);
+}
+
+// Elements [first, first + count) of the chunk, from operands_.
+void Reduction::add(const Chunk& chunk, std::size_t first, std::size_t count, std::byte* result) {
+  const DType dtype = arena_.spec().flats[chunk.flat].dtype;
+  if (arena_.is_part()) {
+    weighted_sum(dtype, operands_.data(), operands_.size(), count,
+                 result + chunk.sum_offset + first * size_of(sum_type(dtype)));
+  } else {
+    weighted_mean(dtype, operands_.data(), operands_.size(), count, total_weight_,
+                  result + chunk.offset + first * size_of(dtype), stream_);
+  }
 }
 
 void Reduction::reduce_remote(const Chunk& chunk, std::byte* result) {
@@ -181,8 +219,7 @@ void Reduction::reduce_remote(const Chunk& chunk, std::byte* result) {
       read(from, at, copy, bytes);
       operands_[k].data = copy;
     }
-    weighted_mean(dtype, operands_.data(), operands_.size(), bytes / size_of(dtype), total_weight_,
-                  result + at, stream_);
+    add(chunk, (at - chunk.offset) / size_of(dtype), bytes / size_of(dtype), result);
   }
 }
 
@@ -201,17 +238,6 @@ bool Reduction::finished(int buffer) const {
   const std::uint64_t done =
       arena_.result_control(buffer).chunks_done.load(std::memory_order_acquire);
   return done == arena_.chunks().size();
-}
-
-void Reduction::publish(int buffer) {
-  RoundControl& round = arena_.round(number_);
-  std::uint64_t seen = round.published.load(std::memory_order_acquire);
-  // Whichever attempt is complete first counts; they hold the same bits.
-  if (seen >> kRoundShift == stamp()) return;
-  const std::uint64_t mine = stamp() << kRoundShift | static_cast<std::uint64_t>(buffer);
-  if (round.published.compare_exchange_strong(seen, mine, std::memory_order_acq_rel)) {
-    round.bell.ring();
-  }
 }
 
 bool Reduction::is_stalled(int buffer) {

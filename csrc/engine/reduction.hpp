@@ -13,8 +13,18 @@ namespace hvd_backup {
 /// docs/architecture.md).
 constexpr std::size_t kStreamFrom = std::size_t{8} << 20;
 
-/// The work on one sealed round: its contributors take chunks from a shared counter and write
-/// their mean to a result buffer; whoever finishes the last chunk publishes the buffer.
+/// Takes the lowest free result buffer for round `number`, so that a window costs memory, and cold
+/// caches, only while it is used. -1 if none is free.
+int claim_buffer(const Arena& arena, RoundNumber number);
+
+/// The buffer that a "published" word of RoundControl names for round `number`, or -1.
+int published_buffer(const std::atomic<std::uint64_t>& word, RoundNumber number);
+/// Names it, unless another was named for the round before. True if it is this one.
+bool publish_buffer(std::atomic<std::uint64_t>& word, RoundNumber number, int buffer);
+
+/// A node's work on one sealed round: its contributors take chunks from a shared counter and write
+/// their mean to a result buffer; whoever finishes the last chunk publishes the buffer. In a world
+/// of several nodes it is not the mean but the sum, which SumExchange takes from there.
 ///
 /// A chunk is a pure function of the contributions, so work can be done twice. When a helper stops
 /// in the middle of a chunk, the others begin the round again in another buffer. What the stopped
@@ -24,18 +34,22 @@ class Reduction {
  public:
   Reduction(const Arena& arena, const Options& options, const Clock& clock, int rank);
 
-  /// Starts with round `number`, whose sealed contributors are these. The rank that sealed it goes
+  /// Starts with round `number`, to which these ranks of the node contribute. One rank goes
   /// `first`; the others wait a little for it to choose a buffer, lest each touches one of its own.
   void begin(RoundNumber number, const std::vector<int>& contributors, bool first);
 
-  /// Does what work there is. True once the result can be read.
+  /// Does what work there is. True once all of it is done.
   bool help();
 
   /// When help() should be called again though nobody rings; 0: no need.
   Nanoseconds wake_at() const;
 
-  /// The buffer with the result of round `number`, or -1.
-  int published(RoundNumber number) const;
+  /// The buffer with the mean, or the node's sum, of the round, or -1.
+  int published() const;
+
+  /// If the node's sum needs no work, as it is the only contribution of the node and counts 1:
+  /// where that lies. Else nullptr.
+  const std::byte* only_contribution() const;
 
   /// The buffer that is being worked on, or -1.
   int current() const;
@@ -56,14 +70,14 @@ class Reduction {
 
   Attempt attempt() const;
   Attempt start_attempt(unsigned count);
-  int claim_buffer();
   void take_chunks(int buffer);
   void reduce(const Chunk& chunk, std::byte* result);
   void reduce_in_place(const Chunk& chunk, std::byte* result);
+  void add(const Chunk& chunk, std::size_t first, std::size_t count, std::byte* result);
   void read(const Contributor& from, std::size_t at, std::byte* to, std::size_t bytes) const;
   void reduce_remote(const Chunk& chunk, std::byte* result);
   bool finished(int buffer) const;
-  void publish(int buffer);
+  std::atomic<std::uint64_t>& goal() const;
   bool is_stalled(int buffer);
 
   std::uint64_t stamp() const { return number_ + 1; }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <string_view>
 
 namespace hvd_backup {
@@ -27,19 +28,29 @@ struct Arena::Header {
 
 std::size_t Arena::bytes(const ArenaSpec& spec) { return Arena(spec, nullptr).offsets_.end; }
 
-Arena::Arena(const ArenaSpec& spec, std::byte* memory) : spec_(spec), memory_(memory) {
+Arena::Arena(const ArenaSpec& spec, std::byte* memory)
+    : spec_(spec), memory_(memory), ranks_(spec.ranks), local_(index(spec.world), -1) {
+  if (ranks_.empty()) {
+    ranks_.resize(index(spec_.world));
+    std::iota(ranks_.begin(), ranks_.end(), 0);
+  }
+  for (std::size_t i = 0; i < ranks_.size(); ++i) local_[index(ranks_[i])] = static_cast<int>(i);
+  std::size_t sum_bytes = 0;
   for (std::size_t i = 0; i < spec_.flats.size(); ++i) {
     const Flat& flat = spec_.flats[i];
     const std::size_t element = size_of(flat.dtype);
+    const std::size_t wide = std::max(element, sizeof(float));
     const std::size_t per_chunk = spec_.chunk_bytes / element;
     flat_offsets_.push_back(contribution_bytes_);
     for (std::size_t first = 0; first < flat.count; first += per_chunk) {
-      chunks_.push_back(
-          {i, contribution_bytes_ + first * element, std::min(per_chunk, flat.count - first)});
+      chunks_.push_back({i, contribution_bytes_ + first * element,
+                         std::min(per_chunk, flat.count - first), sum_bytes + first * wide});
     }
     contribution_bytes_ += round_up(flat.count * element, kLine);
+    sum_bytes += round_up(flat.count * wide, kLine);
   }
-  stride_ = round_up(std::max(contribution_bytes_, kLine), kPage);
+  slot_stride_ = round_up(std::max(contribution_bytes_, kLine), kPage);
+  result_stride_ = is_part() ? round_up(std::max(sum_bytes, kLine), kPage) : slot_stride_;
   offsets_ = place();
 }
 
@@ -54,15 +65,15 @@ Arena::Offsets Arena::place() const {
     return start;
   };
   Offsets at{};
-  at.members = take(world * sizeof(Member), kLine);
+  at.members = take((world + 1) * sizeof(Member), kLine);
   at.rounds = take(records * round_up(sizeof(RoundControl), kLine), kLine);
   at.ledgers =
-      take(records * SharedState::bytes(spec_.world, RoundLedger::words(spec_.world)), kLine);
+      take(records * SharedState::bytes(writers(), RoundLedger::words(spec_.world)), kLine);
   at.entries = take(records * world * kLine, kLine);
   at.controls = take(buffers * sizeof(ResultControl), kLine);
   at.flags = take(buffers * chunks_.size() * sizeof(std::uint64_t), kLine);
-  at.slots = take(world * stride_, kPage);
-  at.results = take(buffers * stride_, kPage);
+  at.slots = take(ranks_.size() * slot_stride_, kPage);
+  at.results = take(buffers * result_stride_, kPage);
   at.end = end;
   return at;
 }
@@ -83,8 +94,8 @@ RoundControl& Arena::round(RoundNumber number) const {
 SharedState Arena::ledger(RoundNumber number) const {
   const std::size_t words = RoundLedger::words(spec_.world);
   std::byte* at =
-      memory_ + offsets_.ledgers + record(number) * SharedState::bytes(spec_.world, words);
-  return {at, spec_.world, words};
+      memory_ + offsets_.ledgers + record(number) * SharedState::bytes(writers(), words);
+  return {at, writers(), words};
 }
 
 Entry& Arena::entry(RoundNumber number, int rank) const {
@@ -93,7 +104,9 @@ Entry& Arena::entry(RoundNumber number, int rank) const {
   return *reinterpret_cast<Entry*>(memory_ + offsets_.entries + i * kLine);
 }
 
-std::byte* Arena::slot(int rank) const { return memory_ + offsets_.slots + index(rank) * stride_; }
+std::byte* Arena::slot(int rank) const {
+  return memory_ + offsets_.slots + index(local_[index(rank)]) * slot_stride_;
+}
 
 ResultControl& Arena::result_control(int buffer) const {
   return reinterpret_cast<ResultControl*>(memory_ + offsets_.controls)[buffer];
@@ -102,7 +115,7 @@ ResultControl& Arena::result_control(int buffer) const {
 std::byte* Arena::result(int buffer) const { return memory_ + result_offset(buffer); }
 
 std::size_t Arena::result_offset(int buffer) const {
-  return offsets_.results + index(buffer) * stride_;
+  return offsets_.results + index(buffer) * result_stride_;
 }
 
 std::atomic<std::uint64_t>& Arena::chunk_done(int buffer, std::size_t chunk) const {
@@ -113,8 +126,8 @@ std::atomic<std::uint64_t>& Arena::chunk_done(int buffer, std::size_t chunk) con
 Bell& Arena::released_bell() const { return header().released; }
 
 std::uint64_t Arena::released_by_all() const {
-  std::uint64_t least = kUnbounded;
-  for (int rank = 0; rank < spec_.world; ++rank) {
+  std::uint64_t least = is_part() ? service().released.load(std::memory_order_acquire) : kUnbounded;
+  for (const int rank : ranks_) {
     least = std::min(least, member(rank).released.load(std::memory_order_acquire));
   }
   return least;

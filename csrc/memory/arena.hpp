@@ -27,6 +27,8 @@ struct Chunk {
   std::size_t flat = 0;    ///< index of the flat buffer
   std::size_t offset = 0;  ///< bytes from the start of the slot or result
   std::size_t count = 0;   ///< elements
+  /// Bytes from the start of a buffer that holds sums, which are in sum_type(dtype).
+  std::size_t sum_offset = 0;
 };
 
 /// What an arena has room for.
@@ -38,6 +40,8 @@ struct ArenaSpec {
   int buffers = 2;
   std::vector<Flat> flats;
   std::size_t chunk_bytes = 128 * 1024;
+  /// The ranks of this node, ascending; empty: all of the world.
+  std::vector<int> ranks = {};
 };
 
 /// Why no rank can go on. Written once, by the first rank to fail.
@@ -65,19 +69,26 @@ struct ResultControl {
   alignas(64) std::atomic<std::uint64_t> chunks_done;
 };
 
-/// A round's shared part that is not the ledger's.
+/// A round's shared part that is not the ledger's. "Published" words are (round + 1) << 24 |
+/// buffer.
 struct RoundControl {
   Bell bell;
   /// (round + 1) << 24 | attempt << 16 | buffer: the reduction being worked on. See reduction.cpp.
   std::atomic<std::uint64_t> attempt;
-  /// (round + 1) << 24 | buffer: where the result can be read.
+  /// Where the result can be read.
   std::atomic<std::uint64_t> published;
+  /// Where the sum over the node's contributors can be read; of worlds of several nodes.
+  std::atomic<std::uint64_t> summed;
 };
 
 /// A rank as the others see it.
 struct Member {
   /// Rounds whose result this rank no longer reads.
   alignas(64) std::atomic<std::uint64_t> released;
+  /// The last round it has arrived in, plus one; in worlds of several nodes.
+  std::atomic<std::uint64_t> arrived;
+  /// Of a rank of another node: the round it has yet to load, plus one, when its window was full.
+  std::atomic<std::uint64_t> behind;
   /// Process id, for reading its memory; 0 until it has joined.
   std::atomic<std::int32_t> pid;
   /// 1 when it has left in good order.
@@ -95,6 +106,12 @@ class Arena {
 
   const ArenaSpec& spec() const { return spec_; }
   const std::vector<Chunk>& chunks() const { return chunks_; }
+  /// The ranks of this node, ascending.
+  const std::vector<int>& ranks() const { return ranks_; }
+  bool has(int rank) const { return local_[static_cast<std::size_t>(rank)] >= 0; }
+  /// Whether the world has other nodes: then a service thread takes part, as one more member.
+  bool is_part() const { return ranks_.size() < static_cast<std::size_t>(spec_.world); }
+  Member& service() const { return member(spec_.world); }
   /// Bytes of one contribution, all flats.
   std::size_t contribution_bytes() const { return contribution_bytes_; }
   /// Byte offset of flat `i` within a slot or a result.
@@ -114,7 +131,7 @@ class Arena {
 
   /// Rung when a rank releases a round.
   Bell& released_bell() const;
-  /// Rounds that every rank has released.
+  /// Rounds that every rank of the node, and its service thread, have released.
   std::uint64_t released_by_all() const;
 
   /// Makes every rank's waits end with this error. The first failure stays.
@@ -129,15 +146,20 @@ class Arena {
   };
 
   Header& header() const;
+  /// Of a ledger: every rank, or the service thread alone.
+  int writers() const { return is_part() ? 1 : spec_.world; }
   std::size_t record(RoundNumber number) const;
   Offsets place() const;
 
   ArenaSpec spec_;
   std::byte* memory_;
+  std::vector<int> ranks_;
+  std::vector<int> local_;  // by rank of the world: its place among ranks_, or -1
   std::vector<std::size_t> flat_offsets_;
   std::vector<Chunk> chunks_;
   std::size_t contribution_bytes_ = 0;
-  std::size_t stride_ = 0;  // bytes from one slot or result to the next
+  std::size_t slot_stride_ = 0;    // bytes from one slot to the next
+  std::size_t result_stride_ = 0;  // from one result to the next
   Offsets offsets_{};
 };
 

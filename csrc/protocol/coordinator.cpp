@@ -11,7 +11,8 @@ Coordinator::Coordinator(const Policy& policy)
     : policy_(policy),
       words_(RoundLedger::words(policy.world)),
       ledger_(policy, words_.data()),
-      arrived_at_(static_cast<std::size_t>(policy.world)) {
+      arrived_at_(static_cast<std::size_t>(policy.world)),
+      weights_(static_cast<std::size_t>(policy.world)) {
   validate(policy);
   if (!policy.waits || policy.max_staleness != 0) {
     throw InvalidArgument("nodes are coordinated in lockstep: max_staleness=0, waits=true");
@@ -33,6 +34,7 @@ bool Coordinator::take(const NodeReport& report, Nanoseconds now) {
     const Arrival outcome = ledger_.arrive(arrival.rank, report.round, arrival.weight, now);
     if (outcome != Arrival::late) {
       arrived_at_[static_cast<std::size_t>(arrival.rank)] = now - arrival.age;
+      weights_[static_cast<std::size_t>(arrival.rank)] = arrival.weight;
     }
   }
   if (!ledger_.is_sealed()) return false;
@@ -58,11 +60,19 @@ std::vector<int> Coordinator::missing() const {
   return ranks;
 }
 
+NodeReport Coordinator::so_far() const {
+  NodeReport report{open(), {}};
+  for (const int rank : ledger_.contributors()) report.arrivals.push_back({rank, 1, 0});
+  return report;
+}
+
 void Coordinator::close() {
   seal_ = {};
   seal_.round = open();
-  seal_.weight = ledger_.weight();
   seal_.contributors = ledger_.contributors();
+  // In ascending order of rank, not of arrival, so that the same contributors give the same bits.
+  for (const int rank : seal_.contributors)
+    seal_.weight += weights_[static_cast<std::size_t>(rank)];
   const auto arrived_at = [this](int rank) { return arrived_at_[static_cast<std::size_t>(rank)]; };
   Nanoseconds first = ledger_.sealed_at();
   for (const int rank : seal_.contributors) first = std::min(first, arrived_at(rank));

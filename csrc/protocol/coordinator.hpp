@@ -33,6 +33,8 @@ class Coordinator {
   RoundNumber open() const { return ledger_.number(); }
   /// Ranks that have not arrived in it.
   std::vector<int> missing() const;
+  /// The ranks that have: what nodes are told when it stays open for long.
+  NodeReport so_far() const;
   /// The round that was sealed last.
   const Seal& seal() const { return seal_; }
 
@@ -42,7 +44,9 @@ class Coordinator {
   Policy policy_;
   std::vector<std::uint64_t> words_;
   RoundLedger ledger_;
-  std::vector<Nanoseconds> arrived_at_;  // by rank, in the open round
+  // By rank, in the open round:
+  std::vector<Nanoseconds> arrived_at_;
+  std::vector<double> weights_;
   Seal seal_;
 };
 

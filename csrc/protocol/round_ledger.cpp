@@ -81,6 +81,23 @@ bool RoundLedger::expire(Nanoseconds now) {
   return true;
 }
 
+void RoundLedger::adopt(const Seal& decided, Nanoseconds now) {
+  open(decided.round);
+  for (const int rank : decided.contributors) state_[kMembers + word(rank)] |= bit(rank);
+  state_[kCount] = decided.contributors.size();
+  state_[kWeight] = as_bits(decided.weight);
+  state_[kFirstAt] = static_cast<std::uint64_t>(now - decided.open_for);
+  seal(now);
+}
+
+void RoundLedger::adopt(const NodeReport& so_far) {
+  open(so_far.round);
+  for (const ReportedArrival& arrival : so_far.arrivals) {
+    state_[kMembers + word(arrival.rank)] |= bit(arrival.rank);
+  }
+  state_[kCount] = so_far.arrivals.size();
+}
+
 bool RoundLedger::contains(int rank) const {
   return (state_[kMembers + word(rank)] & bit(rank)) != 0;
 }

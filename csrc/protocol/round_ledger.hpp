@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/types.hpp"
+#include "protocol/messages.hpp"
 #include "protocol/policy.hpp"
 
 namespace hvd_backup {
@@ -39,6 +40,11 @@ class RoundLedger {
 
   /// Time has passed: seals the round if its grace is over. True if this call sealed it.
   bool expire(Nanoseconds now);
+
+  /// Takes over what a coordinator decided, as of `now` on this node's clock.
+  void adopt(const Seal& seal, Nanoseconds now);
+  /// Takes over what a coordinator knows of a round that is open still: who has arrived.
+  void adopt(const NodeReport& so_far);
 
   RoundNumber number() const { return state_[kNumber]; }
   bool is_sealed() const { return state_[kSealed] != 0; }

@@ -19,6 +19,7 @@
 #include "memory/remote.hpp"
 #include "memory/rows.hpp"
 #include "memory/segment.hpp"
+#include "python/convert.hpp"
 
 namespace py = pybind11;
 
@@ -27,15 +28,6 @@ namespace {
 
 using Bytes = py::array_t<std::uint8_t>;
 
-Nanoseconds nanoseconds(double seconds) {
-  constexpr double kForEver = 1e9;
-  return static_cast<Nanoseconds>(std::min(seconds, kForEver) * static_cast<double>(kSecond));
-}
-
-double seconds(Nanoseconds duration) {
-  return static_cast<double>(duration) / static_cast<double>(kSecond);
-}
-
 std::optional<double> seconds_unless_0(Nanoseconds time) {
   if (time == 0) return std::nullopt;
   return seconds(time);
@@ -43,11 +35,12 @@ std::optional<double> seconds_unless_0(Nanoseconds time) {
 
 ArenaSpec make_spec(int world, int backups, int window,
                     const std::vector<std::pair<std::string, std::size_t>>& flats,
-                    std::size_t chunk_bytes) {
+                    std::size_t chunk_bytes, std::vector<int> ranks) {
   std::vector<Flat> typed;
   typed.reserve(flats.size());
   for (const auto& [dtype, count] : flats) typed.push_back({dtype_from_name(dtype), count});
-  return Collective::spec(backup_workers(world, backups), window, std::move(typed), chunk_bytes);
+  return Collective::spec(backup_workers(world, backups), window, std::move(typed), chunk_bytes,
+                          std::move(ranks));
 }
 
 /// A collective, the segment it lives in, and this process's views of its results.
@@ -128,7 +121,7 @@ std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segme
                                                   const ArenaSpec& spec, int rank, int backups,
                                                   bool carry, double grace, double timeout,
                                                   std::pair<int, int> patience, bool remote_reads,
-                                                  py::object patrol) {
+                                                  py::object patrol, const py::object& service) {
   Options options;
   options.policy = backup_workers(spec.world, backups, nanoseconds(grace));
   options.late = carry ? Late::carry : Late::drop;
@@ -136,6 +129,7 @@ std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segme
   options.patience = {patience.first, patience.second};
   options.remote_reads = remote_reads;
   options.patrol = patrol_of(std::move(patrol));
+  options.service = doorbell_of(service);
   if (segment->size() < Arena::bytes(spec)) {
     throw InvalidArgument("the segment has " + std::to_string(segment->size()) + " bytes, the " +
                           "arena needs " + std::to_string(Arena::bytes(spec)));
@@ -223,7 +217,7 @@ py::tuple contributors(const RoundReport& r) { return py::tuple(py::cast(r.contr
 
 py::dict arrivals(const RoundReport& r) {
   py::dict seconds_after_first;
-  for (std::size_t i = 0; i < r.contributors.size(); ++i) {
+  for (std::size_t i = 0; i < r.arrived_at.size(); ++i) {
     seconds_after_first[py::int_(r.contributors[i])] = seconds(r.arrived_at[i] - r.first_at);
   }
   return seconds_after_first;
@@ -268,7 +262,8 @@ void bind_round(py::module_& m) {
       .def_readonly("weight", &RoundReport::weight,
                     "Sum of the contributors' weights; the result is divided by it.")
       .def_property_readonly("arrivals_s", &arrivals,
-                             "Contributor -> seconds from the round's first arrival to its own.")
+                             "Contributor -> seconds from the round's first arrival to its own. "
+                             "Empty in worlds of several nodes and more than 1024 ranks.")
       .def_property_readonly("sealed_s", since_first, "Seconds from the first arrival to the seal.")
       .def_property_readonly(
           "sealed_at_s", [](const RoundReport& r) { return seconds(r.sealed_at); },
@@ -309,14 +304,16 @@ void bind_round_log(py::module_& m) {
 void bind_collective(py::module_& m) {
   py::class_<ArenaSpec>(m, "ArenaSpec")
       .def(py::init(&make_spec), py::arg("world"), py::arg("backup_workers"), py::arg("window"),
-           py::arg("flats"), py::arg("chunk_bytes") = 128 * 1024)
+           py::arg("flats"), py::arg("chunk_bytes") = 128 * 1024,
+           py::arg("ranks") = std::vector<int>{})
       .def_property_readonly("bytes", &Arena::bytes);
   using Handle = CollectiveHandle;
   const auto nogil = py::call_guard<py::gil_scoped_release>();
   py::class_<Handle>(m, "Collective")
       .def(py::init(&make_collective), py::arg("segment"), py::arg("spec"), py::kw_only(),
            py::arg("rank"), py::arg("backup_workers"), py::arg("carry"), py::arg("grace"),
-           py::arg("timeout"), py::arg("patience"), py::arg("remote_reads"), py::arg("patrol"))
+           py::arg("timeout"), py::arg("patience"), py::arg("remote_reads"), py::arg("patrol"),
+           py::arg("service") = py::none())
       .def_property_readonly("number", [](Handle& h) { return h.collective().number(); })
       .def_property_readonly("buffer", [](Handle& h) { return h.collective().result_buffer(); })
       .def("slots", [](py::object self) { return self.cast<Handle&>().slots(self); })
@@ -355,6 +352,7 @@ PYBIND11_MODULE(_core, m) {
   bind_round(m);
   bind_round_log(m);
   bind_collective(m);
+  bind_nodes(m);
   py::class_<CudaStatus>(m, "CudaStatus")
       .def_readonly("built", &CudaStatus::built)
       .def_readonly("runtime_version", &CudaStatus::runtime_version)

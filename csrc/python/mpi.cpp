@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <memory>
 
+#include "transport/mpi_data.hpp"
 #include "transport/mpi_library.hpp"
 
 namespace py = pybind11;
@@ -28,6 +30,15 @@ PYBIND11_MODULE(_mpi, module) {
       py::arg("handle"),
       "Rank and size of the communicator whose MPI._handleof() is `handle`, as this module's "
       "library sees it.");
+
+  module.def(
+      "data_transport",
+      [](std::uintptr_t handle) -> std::shared_ptr<hvd_backup::DataTransport> {
+        py::module_::import("hvd_backup._core");  // the type is registered there
+        return hvd_backup::mpi_data(handle);
+      },
+      py::arg("handle"),
+      "Moves data between the processes of a communicator; all of them call this together.");
 
   module.def("thread_level", &hvd_backup::mpi_thread_level,
              "The thread level MPI was initialized with, as in 'MPI_THREAD_MULTIPLE'.");

@@ -106,28 +106,43 @@ inline void store(DType dtype, std::byte* data, std::size_t i, double value) {
   }
 }
 
+/// Operands that are added to one another before those of the next group: a node's.
+struct Group {
+  std::vector<const std::byte*> operands;
+  std::vector<double> weights;
+};
+
 /// Element i of the weighted mean, summed in the order given, in type Sum.
 template <class Sum>
-double mean_element(DType dtype, const std::vector<const std::byte*>& operands,
-                    const std::vector<double>& weights, double total, std::size_t i) {
-  Sum sum = 0;
-  for (std::size_t k = 0; k < operands.size(); ++k) {
-    const Sum term = static_cast<Sum>(weights[k]) * static_cast<Sum>(load(dtype, operands[k], i));
-    sum = k == 0 ? term : sum + term;
+double mean_element(DType dtype, const std::vector<Group>& groups, double total, std::size_t i) {
+  Sum all = 0;
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const Group& group = groups[g];
+    Sum sum = 0;
+    for (std::size_t k = 0; k < group.operands.size(); ++k) {
+      const Sum term =
+          static_cast<Sum>(group.weights[k]) * static_cast<Sum>(load(dtype, group.operands[k], i));
+      sum = k == 0 ? term : sum + term;
+    }
+    all = g == 0 ? sum : all + sum;
   }
-  return static_cast<double>(sum / static_cast<Sum>(total));
+  return static_cast<double>(all / static_cast<Sum>(total));
 }
 
-/// out[i] = Σ weights[k] operands[k][i] / total.
+/// out[i] = Σ weights[k] operands[k][i] / total, group by group.
+inline void reference_mean(DType dtype, const std::vector<Group>& groups, double total,
+                           std::size_t count, std::byte* out) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const double mean = dtype == DType::float64 ? mean_element<double>(dtype, groups, total, i)
+                                                : mean_element<float>(dtype, groups, total, i);
+    store(dtype, out, i, mean);
+  }
+}
+
 inline void reference_mean(DType dtype, const std::vector<const std::byte*>& operands,
                            const std::vector<double>& weights, double total, std::size_t count,
                            std::byte* out) {
-  for (std::size_t i = 0; i < count; ++i) {
-    const double mean = dtype == DType::float64
-                            ? mean_element<double>(dtype, operands, weights, total, i)
-                            : mean_element<float>(dtype, operands, weights, total, i);
-    store(dtype, out, i, mean);
-  }
+  reference_mean(dtype, {{operands, weights}}, total, count, out);
 }
 
 /// Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <new>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "check.hpp"
 #include "engine/collective.hpp"
+#include "node_network.hpp"
 #include "reference.hpp"
 
 namespace hvd_backup::testing {
@@ -100,6 +102,8 @@ struct Setup {
   std::function<const Clock&(int rank)> clock;
   /// Zeroed memory for the arena, of another owner; the world has its own if this is null.
   std::byte* memory = nullptr;
+  /// The node of every rank; empty: all share one.
+  std::vector<int> node_of = {};
 };
 
 inline Setup with_window(int window) {
@@ -114,32 +118,44 @@ class World {
   explicit World(const Policy& policy, Setup setup = {})
       : setup_(std::move(setup)),
         policy_(policy),
-        spec_(Collective::spec(policy, setup_.window, setup_.flats, setup_.chunk_bytes)),
-        memory_(setup_.memory == nullptr ? Arena::bytes(spec_) : 0),
-        arena_(spec_, setup_.memory == nullptr ? memory_.data() : setup_.memory) {
+        nodes_(setup_.node_of.empty() ? std::vector<int>(static_cast<std::size_t>(policy.world))
+                                      : setup_.node_of) {
+    for (int node = 0; node < nodes_.count(); ++node) {
+      const std::vector<int> ranks = is_split() ? nodes_.ranks(node) : std::vector<int>{};
+      const ArenaSpec spec =
+          Collective::spec(policy, setup_.window, setup_.flats, setup_.chunk_bytes, ranks);
+      memory_.emplace_back(setup_.memory == nullptr ? Arena::bytes(spec) : 0);
+      arenas_.emplace_back(spec, setup_.memory == nullptr ? memory_.back().data() : setup_.memory);
+    }
+    if (is_split()) start_services();
     for (int rank = 0; rank < policy.world; ++rank) {
-      Options options = setup_.options;
-      options.policy = policy;
-      if (setup_.adjust) setup_.adjust(rank, options);
+      Options options = options_of(rank);
       const Clock& clock = setup_.clock ? setup_.clock(rank) : monotonic_clock();
-      ranks_.push_back(std::make_unique<Collective>(arena_, rank, std::move(options), clock));
+      ranks_.push_back(
+          std::make_unique<Collective>(arena_of(rank), rank, std::move(options), clock));
     }
   }
 
   Collective& operator[](int rank) { return *ranks_[static_cast<std::size_t>(rank)]; }
-  const Arena& arena() const { return arena_; }
-  int size() const { return spec_.world; }
+  const Arena& arena() const { return arenas_.front(); }
+  const Arena& arena_of(int rank) const {
+    return arenas_[static_cast<std::size_t>(nodes_.of(rank))];
+  }
+  int size() const { return policy_.world; }
+  bool is_split() const { return nodes_.count() > 1; }
+  const Nodes& nodes() const { return nodes_; }
+  NodeNetwork& network() { return *network_; }
   double weight(int rank, RoundNumber round) const {
     return setup_.weight ? setup_.weight(rank, round) : 1;
   }
 
   /// What `rank` contributes to `round`: all flats, as they lie in a slot.
   std::vector<std::byte> contribution(int rank, RoundNumber round) const {
-    std::vector<std::byte> bytes(arena_.contribution_bytes());
-    for (std::size_t i = 0; i < spec_.flats.size(); ++i) {
+    std::vector<std::byte> bytes(arena().contribution_bytes());
+    for (std::size_t i = 0; i < setup_.flats.size(); ++i) {
       const std::uint64_t seed = (round << 20) + (static_cast<std::uint64_t>(rank) << 4) + i;
-      fill_with_noise(spec_.flats[i].dtype, bytes.data() + arena_.flat_offset(i),
-                      spec_.flats[i].count, seed);
+      fill_with_noise(setup_.flats[i].dtype, bytes.data() + arena().flat_offset(i),
+                      setup_.flats[i].count, seed);
     }
     return bytes;
   }
@@ -172,20 +188,24 @@ class World {
 
   /// The mean over the contributors of `report`, as it lies in a result.
   std::vector<std::byte> mean(const RoundReport& report) const {
-    std::vector<std::vector<std::byte>> contributions;
-    std::vector<double> weights;
     double total = 0;
+    std::map<int, std::vector<std::byte>> contributions;
     for (const int rank : report.contributors) {
-      contributions.push_back(contribution(rank, report.number));
-      weights.push_back(weight(rank, report.number));
-      total += weights.back();
+      contributions[rank] = contribution(rank, report.number);
+      total += weight(rank, report.number);
     }
-    std::vector<std::byte> bytes(arena_.contribution_bytes());
-    for (std::size_t i = 0; i < spec_.flats.size(); ++i) {
-      std::vector<const std::byte*> operands;
-      for (const auto& one : contributions) operands.push_back(one.data() + arena_.flat_offset(i));
-      reference_mean(spec_.flats[i].dtype, operands, weights, total, spec_.flats[i].count,
-                     bytes.data() + arena_.flat_offset(i));
+    std::vector<std::byte> bytes(arena().contribution_bytes());
+    for (std::size_t i = 0; i < setup_.flats.size(); ++i) {
+      std::map<int, Group> groups;  // by node
+      for (const auto& [rank, one] : contributions) {
+        Group& group = groups[nodes_.of(rank)];
+        group.operands.push_back(one.data() + arena().flat_offset(i));
+        group.weights.push_back(weight(rank, report.number));
+      }
+      std::vector<Group> ordered;
+      for (auto& [node, group] : groups) ordered.push_back(std::move(group));
+      reference_mean(setup_.flats[i].dtype, ordered, total, setup_.flats[i].count,
+                     bytes.data() + arena().flat_offset(i));
     }
     return bytes;
   }
@@ -204,16 +224,32 @@ class World {
     CHECK_EQ(report.weight, total);
     CHECK_EQ(report.arrived_at.size(), report.contributors.size());
     const std::vector<std::byte> right = mean(report);
-    for (std::size_t i = 0; i < spec_.flats.size(); ++i) compare(i, right, got, rank, report);
+    for (std::size_t i = 0; i < setup_.flats.size(); ++i) compare(i, right, got, rank, report);
   }
 
  private:
+  Options options_of(int rank) const {
+    Options options = setup_.options;
+    options.policy = policy_;
+    if (setup_.adjust) setup_.adjust(rank, options);
+    if (network_) options.service = network_->doorbell(nodes_.of(rank));
+    return options;
+  }
+
+  void start_services() {
+    network_ = std::make_unique<NodeNetwork>(setup_.node_of);
+    for (int node = 0; node < nodes_.count(); ++node) {
+      const auto i = static_cast<std::size_t>(node);
+      network_->services[i]->add(1, arenas_[i], options_of(nodes_.ranks(node).front()), nullptr);
+    }
+  }
+
   void compare(std::size_t flat, const std::vector<std::byte>& right, const std::byte* got,
                int rank, const RoundReport& report) const {
-    const DType dtype = spec_.flats[flat].dtype;
-    const std::size_t offset = arena_.flat_offset(flat);
+    const DType dtype = setup_.flats[flat].dtype;
+    const std::size_t offset = arena().flat_offset(flat);
     const std::size_t element = size_of(dtype);
-    for (std::size_t i = 0; i < spec_.flats[flat].count; ++i) {
+    for (std::size_t i = 0; i < setup_.flats[flat].count; ++i) {
       const std::size_t at = offset + i * element;
       if (std::memcmp(right.data() + at, got + at, element) == 0) continue;
       check::fail(__FILE__, __LINE__,
@@ -228,9 +264,10 @@ class World {
 
   Setup setup_;
   Policy policy_;
-  ArenaSpec spec_;
-  Memory memory_;
-  Arena arena_;
+  Nodes nodes_;
+  std::vector<Memory> memory_;  // by node, as what follows
+  std::vector<Arena> arenas_;
+  std::unique_ptr<NodeNetwork> network_;
   std::vector<std::unique_ptr<Collective>> ranks_;
 };
 

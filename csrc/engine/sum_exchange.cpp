@@ -1,0 +1,200 @@
+#include "engine/sum_exchange.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "device/mean.hpp"
+
+namespace hvd_backup {
+namespace {
+
+// What an owner holds of sums that it cannot add yet.
+constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
+constexpr std::size_t kLeastDepth = 2;  // one is received while another is added
+
+constexpr std::uint32_t kChannels = 8192;  // that have tags of their own
+
+}  // namespace
+
+bool Outbox::flush(DataTransport& data) {
+  bool moved = false;
+  for (auto& transfers : to_) {
+    while (!transfers.empty() && data.done(transfers.front())) {
+      transfers.pop_front();
+      moved = true;
+    }
+  }
+  return moved;
+}
+
+bool Outbox::is_empty() const {
+  return std::all_of(to_.begin(), to_.end(), [](const auto& one) { return one.empty(); });
+}
+
+std::vector<int> Outbox::pending() const {
+  std::vector<int> nodes;
+  for (std::size_t i = 0; i < to_.size(); ++i) {
+    if (!to_[i].empty()) nodes.push_back(static_cast<int>(i));
+  }
+  return nodes;
+}
+
+SumExchange::SumExchange(const Arena& arena, DataTransport& data, int nodes, int node,
+                         std::uint32_t channel)
+    : arena_(arena),
+      data_(data),
+      nodes_(nodes),
+      node_(node),
+      sum_tag_(static_cast<int>(2 * (channel % kChannels))),
+      result_tag_(sum_tag_ + 1),
+      sums_out_(nodes),
+      results_out_(nodes) {
+  static_assert(2 * kChannels <= DataTransport::kMostTag);
+}
+
+void SumExchange::begin(std::vector<int> givers, double weight, std::byte* result) {
+  givers_ = std::move(givers);
+  const auto me = std::find(givers_.begin(), givers_.end(), node_);
+  mine_ = me == givers_.end() ? -1 : static_cast<int>(me - givers_.begin());
+  weight_ = weight;
+  result_ = result;
+  next_sum_ = expected_ = reduced_ = 0;
+  sums_.clear();
+  results_.clear();
+  results_out_ = Outbox(nodes_);
+  for (const int node : givers_) {
+    if (node == node_) continue;
+    if (gives()) sums_.push_back({node, {}, 0});
+    results_.push_back({node, {}, 0});
+  }
+  expect_results();
+  const std::size_t row = std::max<std::size_t>(1, sums_.size() * arena_.spec().chunk_bytes * 2);
+  depth_ = std::min(owned(), std::max(kLeastDepth, kStagingBytes / row));
+  staging_.resize(depth_ * row);
+}
+
+bool SumExchange::step(const Source& sum) {
+  bool moved = false;
+  if (gives()) {
+    moved = send_sums(sum);
+    expect_sums();
+    for (Inbox& inbox : sums_) moved = flush(inbox) || moved;
+    moved = reduce(sum) || moved;
+  }
+  for (Inbox& inbox : results_) moved = flush(inbox) || moved;
+  moved = sums_out_.flush(data_) || moved;
+  return results_out_.flush(data_) || moved;
+}
+
+bool SumExchange::is_complete() const {
+  const bool all_here = std::all_of(results_.begin(), results_.end(),
+                                    [](const Inbox& inbox) { return inbox.transfers.empty(); });
+  return all_here && reduced_ == owned() && (!gives() || next_sum_ == arena_.chunks().size()) &&
+         sums_out_.is_empty();
+}
+
+Outbox SumExchange::take_outbox() { return std::exchange(results_out_, Outbox(nodes_)); }
+
+// Chunk c belongs to giver c mod their number, so that all owners have work from the start.
+std::size_t SumExchange::owned() const {
+  if (!gives()) return 0;
+  const std::size_t chunks = arena_.chunks().size();
+  const auto place = static_cast<std::size_t>(mine_);
+  return chunks > place ? (chunks - place - 1) / givers_.size() + 1 : 0;
+}
+
+std::size_t SumExchange::owned_chunk(std::size_t i) const {
+  return i * givers_.size() + static_cast<std::size_t>(mine_);
+}
+
+DType SumExchange::dtype(const Chunk& chunk) const { return arena_.spec().flats[chunk.flat].dtype; }
+
+std::size_t SumExchange::sum_bytes(const Chunk& chunk) const {
+  return chunk.count * size_of(sum_type(dtype(chunk)));
+}
+
+std::size_t SumExchange::result_bytes(const Chunk& chunk) const {
+  return chunk.count * size_of(dtype(chunk));
+}
+
+// The sum of the i-th owned chunk that comes from the node of this inbox.
+std::byte* SumExchange::received(std::size_t i, std::size_t inbox) {
+  const std::size_t place = i % depth_ * sums_.size() + inbox;
+  return staging_.data() + place * arena_.spec().chunk_bytes * 2;
+}
+
+void SumExchange::expect_results() {
+  for (std::size_t c = 0; c < arena_.chunks().size(); ++c) {
+    const Chunk& chunk = arena_.chunks()[c];
+    const int owner = givers_[c % givers_.size()];
+    if (owner == node_) continue;
+    const auto inbox = std::find_if(results_.begin(), results_.end(),
+                                    [owner](const Inbox& one) { return one.node == owner; });
+    inbox->transfers.push_back(
+        data_.receive(owner, result_tag_, result_ + chunk.offset, result_bytes(chunk)));
+  }
+}
+
+void SumExchange::expect_sums() {
+  for (; expected_ < owned() && expected_ < reduced_ + depth_; ++expected_) {
+    const Chunk& chunk = arena_.chunks()[owned_chunk(expected_)];
+    for (std::size_t k = 0; k < sums_.size(); ++k) {
+      sums_[k].transfers.push_back(
+          data_.receive(sums_[k].node, sum_tag_, received(expected_, k), sum_bytes(chunk)));
+    }
+  }
+}
+
+bool SumExchange::send_sums(const Source& sum) {
+  bool moved = false;
+  for (; next_sum_ < arena_.chunks().size(); ++next_sum_) {
+    const int owner = givers_[next_sum_ % givers_.size()];
+    if (owner == node_) continue;
+    const std::byte* own = sum(next_sum_);
+    if (own == nullptr) break;
+    sums_out_.add(owner, data_.send(owner, sum_tag_, own, sum_bytes(arena_.chunks()[next_sum_])));
+    moved = true;
+  }
+  return moved;
+}
+
+bool SumExchange::reduce(const Source& sum) {
+  bool moved = false;
+  for (; reduced_ < expected_; ++reduced_) {
+    const bool all_here = std::all_of(
+        sums_.begin(), sums_.end(), [this](const Inbox& inbox) { return inbox.taken > reduced_; });
+    const std::byte* own = all_here ? sum(owned_chunk(reduced_)) : nullptr;
+    if (own == nullptr) break;
+    reduce_chunk(reduced_, own);
+    moved = true;
+  }
+  return moved;
+}
+
+void SumExchange::reduce_chunk(std::size_t i, const std::byte* own) {
+  const Chunk& chunk = arena_.chunks()[owned_chunk(i)];
+  operands_.clear();
+  for (std::size_t k = 0; k < sums_.size(); ++k) {
+    if (operands_.size() == static_cast<std::size_t>(mine_)) operands_.push_back(own);
+    operands_.push_back(received(i, k));
+  }
+  if (operands_.size() < givers_.size()) operands_.push_back(own);
+  std::byte* to = result_ + chunk.offset;
+  mean_of_sums(dtype(chunk), operands_.data(), operands_.size(), chunk.count, weight_, to);
+  for (int node = 0; node < nodes_; ++node) {
+    if (node == node_) continue;
+    results_out_.add(node, data_.send(node, result_tag_, to, result_bytes(chunk)));
+  }
+}
+
+bool SumExchange::flush(Inbox& inbox) {
+  bool moved = false;
+  while (!inbox.transfers.empty() && data_.done(inbox.transfers.front())) {
+    inbox.transfers.pop_front();
+    ++inbox.taken;
+    moved = true;
+  }
+  return moved;
+}
+
+}  // namespace hvd_backup

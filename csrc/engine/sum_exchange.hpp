@@ -1,0 +1,101 @@
+#pragma once
+
+#include <cstddef>
+#include <deque>
+#include <functional>
+#include <vector>
+
+#include "memory/arena.hpp"
+#include "transport/data.hpp"
+
+namespace hvd_backup {
+
+/// Messages to other nodes that are still on their way.
+class Outbox {
+ public:
+  void add(int node, DataTransport::Transfer transfer) { to_[index(node)].push_back(transfer); }
+  /// Forgets what has been delivered. True if there was something.
+  bool flush(DataTransport& data);
+  bool is_empty() const;
+  /// Nodes that have yet to take something, ascending.
+  std::vector<int> pending() const;
+
+  explicit Outbox(int nodes) : to_(index(nodes)) {}
+
+ private:
+  static std::size_t index(int node) { return static_cast<std::size_t>(node); }
+
+  std::vector<std::deque<DataTransport::Transfer>> to_;  // by node
+};
+
+/// The data of one sealed round between the nodes: a direct reduce-scatter and all-gather, chunk by
+/// chunk, each as soon as what it needs is there.
+///
+/// The nodes with contributors, the givers, own the chunks in turn. A giver sends its sum of a
+/// chunk to the chunk's owner, who adds them in ascending order of nodes, divides, and sends the
+/// result to every other node. So each element is computed once, and a node without contributors
+/// sends nothing.
+class SumExchange {
+ public:
+  /// Where this node's sum of a chunk lies; nullptr as long as it is not final.
+  using Source = std::function<const std::byte*(std::size_t chunk)>;
+
+  /// `channel` tells the messages of one collective from those of others.
+  SumExchange(const Arena& arena, DataTransport& data, int nodes, int node, std::uint32_t channel);
+
+  /// Of the round before, everything but sends must be over.
+  void begin(std::vector<int> givers, double weight, std::byte* result);
+
+  /// Does what can be done. True if there was something.
+  bool step(const Source& sum);
+
+  /// The result is there as a whole, and this node's sums have been taken.
+  bool is_complete() const;
+
+  /// Results that other nodes have yet to take.
+  Outbox take_outbox();
+
+ private:
+  struct Inbox {
+    int node = 0;
+    std::deque<DataTransport::Transfer> transfers;
+    std::size_t taken = 0;
+  };
+
+  bool gives() const { return mine_ >= 0; }
+  std::size_t owned() const;
+  std::size_t owned_chunk(std::size_t i) const;
+  DType dtype(const Chunk& chunk) const;
+  std::size_t sum_bytes(const Chunk& chunk) const;
+  std::size_t result_bytes(const Chunk& chunk) const;
+  std::byte* received(std::size_t i, std::size_t inbox);
+  void expect_results();
+  void expect_sums();
+  bool send_sums(const Source& sum);
+  bool reduce(const Source& sum);
+  void reduce_chunk(std::size_t i, const std::byte* own);
+  bool flush(Inbox& inbox);
+
+  const Arena& arena_;
+  DataTransport& data_;
+  int nodes_;
+  int node_;
+  int sum_tag_;
+  int result_tag_;
+  std::vector<int> givers_;
+  int mine_ = -1;  // this node's place among them, or -1
+  double weight_ = 0;
+  std::byte* result_ = nullptr;
+  std::size_t next_sum_ = 0;    // chunks whose sum has been sent, or needs no sending
+  std::size_t expected_ = 0;    // owned chunks whose sums may come
+  std::size_t reduced_ = 0;     // owned chunks that are done
+  std::vector<Inbox> sums_;     // of the other givers, ascending
+  std::vector<Inbox> results_;  // of the other owners
+  Outbox sums_out_;
+  Outbox results_out_;
+  std::size_t depth_ = 1;  // owned chunks that are received at a time
+  std::vector<std::byte> staging_;
+  std::vector<const std::byte*> operands_;
+};
+
+}  // namespace hvd_backup

@@ -1,0 +1,29 @@
+// What the files of the bindings have in common.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "base/types.hpp"
+#include "memory/doorbell.hpp"
+
+namespace hvd_backup {
+
+inline Nanoseconds nanoseconds(double seconds) {
+  constexpr double kForEver = 1e9;
+  return static_cast<Nanoseconds>(std::min(seconds, kForEver) * static_cast<double>(kSecond));
+}
+
+inline double seconds(Nanoseconds duration) {
+  return static_cast<double>(duration) / static_cast<double>(kSecond);
+}
+
+/// What a world of several nodes needs: nodes.cpp.
+void bind_nodes(pybind11::module_& m);
+
+/// None: there is but one node.
+std::shared_ptr<const Doorbell> doorbell_of(const pybind11::object& handle);
+
+}  // namespace hvd_backup
