@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import SupportsFloat, SupportsIndex, SupportsInt, TypeAlias
+from typing import ClassVar, SupportsFloat, SupportsIndex, SupportsInt, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -84,6 +84,7 @@ class ArenaSpec:
         window: _Int,
         flats: Sequence[tuple[str, _Int]],
         chunk_bytes: _Int = 131072,
+        ranks: Sequence[_Int] = ...,
     ) -> None: ...
     @property
     def bytes(self) -> int: ...
@@ -102,6 +103,7 @@ class Collective:
         patience: tuple[_Int, _Int],
         remote_reads: bool,
         patrol: Callable[[], list[int]] | None,
+        service: Doorbell | None = None,
     ) -> None: ...
     @property
     def number(self) -> int: ...
@@ -123,6 +125,47 @@ class Collective:
     ) -> Round: ...
     def leave(self) -> None: ...
 
+class DataTransport: ...
+
+class Doorbell:
+    BYTES: ClassVar[int]
+    @staticmethod
+    def create(segment: Segment) -> Doorbell: ...
+    @staticmethod
+    def open(segment: Segment, path: str) -> Doorbell: ...
+    @property
+    def path(self) -> str: ...
+    def ring(self) -> None: ...
+
+class NodeService:
+    def __init__(
+        self,
+        *,
+        node_of: Sequence[_Int],
+        rank: _Int,
+        token: _Payload,
+        data: DataTransport | None,
+        doorbell: Doorbell,
+        board: Segment,
+        coordinator: tuple[Sequence[str], _Int] | None,
+        timeout: _Float,
+    ) -> None: ...
+    @property
+    def port(self) -> int: ...
+    def add(
+        self,
+        channel: _Int,
+        segment: Segment,
+        spec: ArenaSpec,
+        *,
+        backup_workers: _Int,
+        grace: _Float,
+    ) -> None: ...
+    def wait_until_over(self, timeout: _Float) -> bool: ...
+    @property
+    def problem(self) -> str: ...
+    def close(self) -> None: ...
+
 class CudaStatus:
     @property
     def built(self) -> bool: ...
@@ -133,5 +176,7 @@ class CudaStatus:
     @property
     def why(self) -> str: ...
 
+def own_addresses(interface: str) -> list[str]: ...
+def make_token() -> bytes: ...
 def can_read_remote(pid: _Int, address: _Int) -> bool: ...
 def cuda_status() -> CudaStatus: ...

@@ -22,6 +22,11 @@ class Config:
     """``HVD_BACKUP_WINDOW``: results kept for ranks that have not loaded them; None: by size."""
     grace: float = 0.0
     """``HVD_BACKUP_GRACE``: seconds a round stays open after its quorum."""
+    interface: str = ""
+    """``HVD_BACKUP_INTERFACE``: network interface of rank 0's host at which the other nodes reach
+    its coordinator; empty: any that works."""
+    node_size: int | None = None
+    """``HVD_BACKUP_NODE_SIZE``: splits each host into nodes of so many ranks, for tests."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -37,7 +42,7 @@ class Config:
             try:
                 return parse(text)
             except ValueError:
-                kind = "a whole number" if parse is int else "a number"
+                kind = {int: "a whole number", _at_least_1: "1 or more"}.get(parse, "a number")
                 raise ValueError(f"{name}={text!r} is not {kind}") from None
 
         return cls(
@@ -45,6 +50,8 @@ class Config:
             timeout=read("HVD_BACKUP_TIMEOUT", float, cls.timeout),
             window=read("HVD_BACKUP_WINDOW", int, None),
             grace=read("HVD_BACKUP_GRACE", float, cls.grace),
+            interface=read("HVD_BACKUP_INTERFACE", str, cls.interface),
+            node_size=read("HVD_BACKUP_NODE_SIZE", _at_least_1, None),
         )
 
 
@@ -111,6 +118,12 @@ def default_window(backup_workers: int, nbytes: int) -> int:
     if backup_workers == 0:
         return 1
     return max(4, min(64, (1 << 30) // max(nbytes, 1)))
+
+
+def _at_least_1(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def _seconds(name: str, value: float, *, zero: bool) -> float:

@@ -82,6 +82,7 @@ class Exchange:
             self.options.window,
             self.layout,
             _chunk(nbytes),
+            world.places.local_ranks if world.internode is not None else [],
         )
         this = weakref.ref(self)  # a patrol that kept its exchange alive would leak both
 
@@ -89,8 +90,13 @@ class Exchange:
             exchange = this()
             return exchange._patrol() if exchange is not None else []  # noqa: SLF001
 
+        segment = world.places.shared_segment(spec.bytes)
+        service = None
+        if world.internode is not None:
+            world.internode.serve(world.exchanges, segment, spec, self.options)
+            service = world.internode.doorbell
         self._core = _core.Collective(
-            world.shared_segment(spec.bytes),
+            segment,
             spec,
             rank=world.rank,
             backup_workers=self.options.backup_workers,
@@ -100,6 +106,7 @@ class Exchange:
             patience=world.patience,
             remote_reads=world.remote_reads,
             patrol=patrol,
+            service=service,
         )
         world.add(self)
         self.stats = Stats()

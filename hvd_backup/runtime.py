@@ -10,9 +10,11 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hvd_backup import _core, errors, launch
+from hvd_backup import _core, errors, internode, launch
 from hvd_backup.board import Board
 from hvd_backup.config import Config
+from hvd_backup.internode import Internode
+from hvd_backup.places import Places
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -31,59 +33,28 @@ class Runtime:
     """One process's membership in a world. Made by ``init()``; all ranks make it together."""
 
     def __init__(self, comm: MPI.Intracomm, config: Config) -> None:
-        from mpi4py import MPI
 
         self.config = config
         self._pid = os.getpid()
         _await_all(comm, config.timeout)
         self.comm = comm.Dup()
-        self.rank, self.size = comm.rank, comm.size
-        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
-        self.local_rank, self.local_size = node.rank, node.size
-        nodes = self.comm.allgather(node.bcast(self.rank))
-        leaders = sorted(set(nodes))
-        self.cross_rank, self.cross_size = leaders.index(nodes[self.rank]), len(leaders)
-        node.Free()
-        if self.cross_size > 1:
-            raise errors.LaunchError(
-                f"the {self.size} ranks run on {self.cross_size} nodes; this version of hvd_backup "
-                "exchanges gradients within one node: start all ranks on one host"
-            )
+        self.places = places = Places(self.comm, config.node_size)
+        self.rank, self.size = places.rank, places.size
+        self.local_rank, self.local_size = places.local_rank, places.local_size
+        self.cross_rank, self.cross_size = places.cross_rank, places.cross_size
         self._leavers: weakref.WeakSet[Leaver] = weakref.WeakSet()
         self.plans: dict[Any, Any] = {}
         self.exchanges = 0
         """Exchanges made so far."""
         self.rounds = 0
         """Rounds this rank has been through, all exchanges together."""
-        notes = self.shared_segment(Board.bytes(self.size))
-        self.board = Board(notes, self.size, self.rank, local=range(self.size))
+        notes = places.shared_segment(Board.bytes(self.size))
+        self.internode = Internode(places, config, notes) if places.is_split else None
+        ring = self.internode.ring if self.internode is not None else None
+        self.board = Board(notes, self.size, self.rank, places.local_ranks, ring)
         self.remote_reads = self._probe_remote_reads()
         self.patience = self._choose_patience()
         self.comm.Barrier()  # from here on, a life lock that is not held means a dead rank
-
-    def shared_segment(self, nbytes: int) -> _core.Segment:
-        """Memory shared by all ranks, zeroed. Raises on every rank if it fails on one."""
-        made: _core.Segment | None = None
-        problem = ""
-        path = ""
-        if self.rank == 0:
-            try:
-                made = _core.Segment.create(nbytes)
-                path = made.path
-            except errors.Error as error:
-                problem = str(error)
-        path, problem = self.comm.bcast((path, problem))
-        if not problem and self.rank != 0:
-            try:
-                made = _core.Segment.open(path, nbytes)
-            except errors.Error as error:
-                problem = str(error)
-        problems = self.comm.allgather(problem)
-        for rank, text in enumerate(problems):
-            if text:
-                raise errors.Error(f"rank {rank}: {text}")
-        assert made is not None
-        return made
 
     def meet(self, call: str, signature: Any = None, timeout: float | None = None) -> None:
         """Wait until all ranks are in this call; what follows waits for nobody who computes.
@@ -153,16 +124,19 @@ class Runtime:
             leaver.leave()
         self.plans.clear()
         self.board.leave()
+        if self.internode is not None and self.internode.service is not None:
+            _services.append((self.internode.service, self.board))
 
     def _probe_remote_reads(self) -> bool:
         probe = ctypes.create_string_buffer(8)
-        where = self.comm.allgather((os.getpid(), ctypes.addressof(probe)))
+        where = self.places.node.allgather((os.getpid(), ctypes.addressof(probe)))
         able = all(_core.can_read_remote(pid, address) for pid, address in where)
         return all(self.comm.allgather(able))
 
     def _choose_patience(self) -> tuple[int, int]:
-        cores: set[int] = set().union(*self.comm.allgather(os.sched_getaffinity(0)))
-        return patience(len(cores), self.local_size)
+        cores: set[int] = set().union(*self.places.node.allgather(os.sched_getaffinity(0)))
+        # Nodes that are parts of one host share its cores.
+        return patience(len(cores), self.places.host_size)
 
 
 def _await_all(comm: MPI.Intracomm, timeout: float) -> None:
@@ -224,6 +198,10 @@ def ranks_have(ranks: list[int]) -> str:
 
 _runtime: Runtime | None = None
 
+# Of worlds that this process has left: other ranks may need them until it ends.
+_services: list[tuple[_core.NodeService, Board]] = []
+_pid = 0  # of the process that called init()
+
 
 def init(comm: MPI.Intracomm | None = None) -> None:
     """Join the world of `comm` (an mpi4py communicator; default ``MPI.COMM_WORLD``).
@@ -234,7 +212,7 @@ def init(comm: MPI.Intracomm | None = None) -> None:
     Raises LaunchError when the job was started so that it cannot work, and says how to start it;
     TypeError for what is no communicator.
     """
-    global _runtime
+    global _runtime, _pid
     if comm is not None and not hasattr(comm, "Split_type"):
         raise TypeError(f"init() takes an mpi4py communicator, not {comm!r}")
     if _runtime is not None:
@@ -246,6 +224,8 @@ def init(comm: MPI.Intracomm | None = None) -> None:
     if comm is None:
         launch.check(launch.detect(os.environ), world.rank, world.size)
     _runtime = Runtime(world, Config.from_env(os.environ))
+    _pid = os.getpid()
+    atexit.unregister(_leave_at_exit)
     atexit.register(_leave_at_exit)
 
 
@@ -283,13 +263,17 @@ def shutdown() -> None:
     if _runtime is not None:
         _runtime.leave()
         _runtime = None
-        atexit.unregister(_leave_at_exit)
+        if not _services:
+            atexit.unregister(_leave_at_exit)
 
 
 def _leave_at_exit() -> None:
     # An exception that nobody caught: the interpreter has printed it and kept it here.
     if _runtime is not None:
         _runtime.leave(getattr(sys, "last_value", None))
+    while _services and os.getpid() == _pid:
+        service, board = _services.pop()
+        internode.close(service, failed=board.is_told())
 
 
 def is_initialized() -> bool:

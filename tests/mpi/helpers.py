@@ -7,10 +7,12 @@ import time
 import numpy as np
 
 import hvd_backup as hb
+from hvd_backup import runtime
 
 hb.init()
 
 RANK, SIZE = hb.rank(), hb.size()
+NODE_OF = runtime.current().places.node_of
 EVERY_B = range(SIZE)
 SUM_TYPE = {"float16": np.float32, "float32": np.float32, "float64": np.float64}
 
@@ -31,6 +33,14 @@ def same_everywhere(*facts):
         assert theirs == everybody[0], f"rank {rank} differs from rank 0: {everybody}"
 
 
+def same_on_each_node(*facts):
+    """Asserts that the ranks of each node hold equal facts: times of its clock, say."""
+    everybody = hb.allgather_object(facts)
+    for rank, theirs in enumerate(everybody):
+        first = NODE_OF.index(NODE_OF[rank])
+        assert theirs == everybody[first], f"rank {rank} differs from rank {first} of its node"
+
+
 def contribution(rank, key, shape, dtype):
     """Rank `rank`'s array; every rank can compute every other's."""
     rng = np.random.default_rng((rank, key))
@@ -38,13 +48,19 @@ def contribution(rank, key, shape, dtype):
     return flat.astype(dtype).reshape(shape)
 
 
-def mean(arrays, weights=None):
-    """numpy's weighted mean, summed in the order given, in float32 or wider."""
+def mean(ranks, arrays, weights=None):
+    """numpy's weighted mean of the arrays of these ranks, in float32 or wider.
+
+    The arrays of each node are added in the order given, then the nodes' sums in the nodes' order.
+    """
     weights = weights or [1.0] * len(arrays)
     wide = SUM_TYPE[arrays[0].dtype.name]
-    total = np.zeros(arrays[0].shape, wide)
-    for array, weight in zip(arrays, weights, strict=True):
-        total = total + wide(weight) * array.astype(wide)
+    sums = {}
+    for rank, array, weight in zip(ranks, arrays, weights, strict=True):
+        term = wide(weight) * array.astype(wide)
+        node = NODE_OF[rank]
+        sums[node] = sums[node] + term if node in sums else term
+    total = sum(sums[node] for node in sorted(sums))
     return np.asarray(total / wide(sum(weights))).astype(arrays[0].dtype)
 
 
