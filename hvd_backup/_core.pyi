@@ -103,7 +103,8 @@ class Collective:
         patience: tuple[_Int, _Int],
         remote_reads: bool,
         patrol: Callable[[], list[int]] | None,
-        service: Doorbell | None = None,
+        doorbell: Doorbell | None = None,
+        service: NodeService | None = None,
     ) -> None: ...
     @property
     def number(self) -> int: ...

@@ -91,10 +91,9 @@ class Exchange:
             return exchange._patrol() if exchange is not None else []  # noqa: SLF001
 
         segment = world.places.shared_segment(spec.bytes)
-        service = None
-        if world.internode is not None:
-            world.internode.serve(world.exchanges, segment, spec, self.options)
-            service = world.internode.doorbell
+        internode = world.internode
+        if internode is not None:
+            internode.serve(world.exchanges, segment, spec, self.options)
         self._core = _core.Collective(
             segment,
             spec,
@@ -106,7 +105,8 @@ class Exchange:
             patience=world.patience,
             remote_reads=world.remote_reads,
             patrol=patrol,
-            service=service,
+            doorbell=internode.doorbell if internode is not None else None,
+            service=internode.service if internode is not None else None,
         )
         world.add(self)
         self.stats = Stats()

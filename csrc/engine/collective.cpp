@@ -217,8 +217,13 @@ void Collective::contribute(double weight, const std::byte* in) {
 // Between nodes it is the coordinator who decides.
 Arrival Collective::announce() {
   const bool late = sealed_without_me();
+  const Shift shift(options_.errand.get());
   arena_.member(rank_).arrived.store(number_ + 1, std::memory_order_release);
-  ring_service();
+  if (options_.errand != nullptr) {
+    options_.errand->run(0);
+  } else {
+    ring_service();
+  }
   return late ? Arrival::late : Arrival::joined;
 }
 
@@ -254,7 +259,7 @@ RoundReport Collective::finish(std::byte* out) {
   }
   const Nanoseconds start = clock_.now();
   ResultCondition result(*this, out);
-  vigil_.wait(number_, arena_.round(number_).bell, result);
+  vigil_.wait(number_, arena_.round(number_).bell, result, options_.errand.get());
   phase_ = Phase::loaded;
   RoundReport report = result.report(clock_.now() - start);
   const bool late = arrived_at_ != 0 && !report.contributed;

@@ -27,15 +27,15 @@ Interchange::Interchange(std::uint32_t channel, const Arena& arena, const Option
       reduction_(arena_, options_, clock_, -1),
       exchange_(arena_, data_, nodes_.count(), node, channel),
       reported_(static_cast<std::size_t>(nodes.world())),
-      left_(static_cast<std::size_t>(nodes.world())) {}
+      left_(static_cast<std::size_t>(nodes.world())) {
+  options_.errand.reset();  // that is the service, which has this
+}
 
 std::optional<NodeReport> Interchange::report() {
   NodeReport report{open_, {}};
   for (const int rank : arena_.ranks()) {
-    const auto i = static_cast<std::size_t>(rank);
-    if (reported_[i]) continue;
-    if (arena_.member(rank).arrived.load(std::memory_order_acquire) != open_ + 1) continue;
-    reported_[i] = true;
+    if (!is_new(rank)) continue;
+    reported_[static_cast<std::size_t>(rank)] = true;
     const Entry& entry = arena_.entry(open_, rank);
     const Nanoseconds age = clock_.now() - entry.arrived_at.load(std::memory_order_relaxed);
     report.arrivals.push_back(
@@ -43,6 +43,19 @@ std::optional<NodeReport> Interchange::report() {
   }
   if (report.arrivals.empty()) return std::nullopt;
   return report;
+}
+
+bool Interchange::is_new(int rank) const {
+  return !reported_[static_cast<std::size_t>(rank)] &&
+         arena_.member(rank).arrived.load(std::memory_order_acquire) == open_ + 1;
+}
+
+bool Interchange::has_news() const {
+  return std::any_of(arena_.ranks().begin(), arena_.ranks().end(), [this](int rank) {
+    const bool gone =
+        !left_[static_cast<std::size_t>(rank)] && arena_.member(rank).left.load() != 0;
+    return gone || is_new(rank);
+  });
 }
 
 std::vector<int> Interchange::newly_left() {

@@ -30,6 +30,8 @@ class Interchange {
 
   /// Arrivals of the node's ranks in the open round that were not reported before.
   std::optional<NodeReport> report();
+  /// Whether report() or newly_left() has something to say.
+  bool has_news() const;
   /// Ranks of the node that have left since this was asked last.
   std::vector<int> newly_left();
   /// Ranks of the node that keep a sealed round out of the window, if that is to be told (again):
@@ -52,6 +54,7 @@ class Interchange {
   void fail(const std::string& text);
 
  private:
+  bool is_new(int rank) const;
   bool has_room(RoundNumber number) const;
   bool begin(const Seal& seal);
   void write(const Seal& seal);

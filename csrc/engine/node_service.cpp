@@ -2,9 +2,11 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstring>
@@ -25,6 +27,9 @@ constexpr Nanoseconds kPatrol = 250 * kMillisecond;
 constexpr Nanoseconds kLookFor = 100 * kMicrosecond;
 constexpr Nanoseconds kLongestDataNap = kMillisecond;
 constexpr Nanoseconds kLongestRoomNap = 10 * kMillisecond;
+
+constexpr std::uint64_t kAlarm = 0;
+constexpr std::uint64_t kControl = 1;
 
 struct RowHead {
   std::int32_t row;
@@ -50,23 +55,36 @@ class SignalsBlocked {
 }  // namespace
 
 NodeService::NodeService(Parts parts)
-    : parts_(std::move(parts)),
-      clock_(monotonic_clock()),
+    : clock_(monotonic_clock()),
+      process_(getpid()),
+      alarm_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      parts_(std::move(parts)),
       coordination_(parts_.nodes.world()),
-      process_(getpid()) {
+      moved_at_(clock_.now()),
+      patrolled_at_(clock_.now()) {
+  if (alarm_ < 0) throw SystemError("cannot make an eventfd", errno);
   parts_.control->watch(parts_.doorbell->fd());
+  bed_.add(alarm_, kAlarm);
+  bed_.add(parts_.control->fd(), kControl);
   const SignalsBlocked blocked;  // inherited by the thread
-  thread_ = std::thread([this] { run(); });
+  thread_ = std::thread([this] { serve(); });
 }
 
 NodeService::~NodeService() {
-  if (getpid() != process_) {
+  if (getpid() == process_) {
+    close();
+  } else if (thread_.joinable()) {
     thread_.detach();  // a forked process has this object, but not the thread
-    return;
   }
-  stop_ = true;
-  parts_.doorbell->ring();
-  thread_.join();
+  ::close(alarm_);
+}
+
+void NodeService::close() {
+  closed_ = true;
+  wake();
+  if (thread_.joinable()) thread_.join();
+  const std::lock_guard lock(turn_);
+  parts_.control.reset();
 }
 
 void NodeService::add(std::uint32_t channel, const Arena& arena, const Options& options,
@@ -94,36 +112,117 @@ std::string NodeService::problem() const {
   return problem_;
 }
 
-void NodeService::run() {
-  moved_at_ = patrolled_at_ = clock_.now();
-  try {
-    while (!stop_) {
-      if (turn()) moved_at_ = clock_.now();
+// The thread's life.
+void NodeService::serve() {
+  while (!closed_) {
+    Nanoseconds rest = kPatrol;
+    if (!visited_) {
+      const std::lock_guard lock(turn_);
+      rest = turn_or_fail() ? 0 : doze();
     }
-  } catch (const std::exception& error) {
-    fail(error.what());
-    parts_.control.reset();  // the other nodes see that this one is lost
+    if (rest == 0) {
+      sched_yield();
+      continue;
+    }
+    // Without the lock: a rank may come meanwhile.
+    for (const Poller::Ready& ready : bed_.wait(rest)) {
+      std::uint64_t rings = 0;
+      if (ready.tag == kAlarm) [[maybe_unused]]
+        const auto n = read(alarm_, &rings, sizeof rings);
+    }
   }
 }
 
-// One look at everything, and a nap if there was nothing. True if there was something.
+void NodeService::start() {
+  visited_ = true;
+  const std::lock_guard lock(turn_);
+  if (parts_.control) bed_.remove(parts_.control->fd());
+}
+
+void NodeService::run(Nanoseconds at_most) {
+  Nanoseconds rest = 0;
+  int fd = -1;
+  {
+    const std::lock_guard lock(turn_);
+    if (turn_or_fail() || at_most == 0) return;
+    rest = std::min(doze(), at_most);
+    if (parts_.control) fd = parts_.control->fd();
+  }
+  if (rest == 0) {
+    sched_yield();
+  } else {
+    Poller::sleep(fd, rest);
+  }
+}
+
+void NodeService::stop() {
+  const std::lock_guard lock(turn_);
+  visited_ = false;
+  turn_or_fail();
+  if (!parts_.control) return;
+  // From here on, whoever rings wakes the thread; what there is already it must be told.
+  const Nanoseconds rest = doze();
+  bed_.add(parts_.control->fd(), kControl);
+  if (rest == 0 || is_busy()) wake();
+}
+
+bool NodeService::turn_or_fail() {
+  if (!parts_.control) return false;
+  try {
+    const bool moved = turn();
+    if (moved) moved_at_ = clock_.now();
+    return moved;
+  } catch (const std::exception& error) {
+    fail(error.what());
+    parts_.control.reset();  // the other nodes see that this one is lost
+    return false;
+  }
+}
+
+// One look at everything. True if there was something.
 bool NodeService::turn() {
+  if (dozing_) parts_.doorbell->wake_up();
+  dozing_ = false;
+  const std::vector<Control::Event> events = parts_.control->poll(0);
+  for (const Control::Event& event : events) take(event);
   bool moved = add_new();
   moved = tell_coordinator() || moved;
   moved = step() || moved;
   const Nanoseconds now = clock_.now();
   if (parts_.node == 0) publish(coordination_.tick(now));
   patrol(now);
-  Nanoseconds rest = moved ? 0 : nap(now);
-  if (rest > kLongestDataNap) {
-    parts_.doorbell->fall_asleep();
-    if (add_new() || tell_coordinator()) rest = 0;
-  }
-  const std::vector<Control::Event> events = parts_.control->poll(stop_ ? 0 : rest);
-  parts_.doorbell->wake_up();
-  for (const Control::Event& event : events) take(event);
-  if (rest == 0 && !moved && events.empty()) sched_yield();
   return moved || !events.empty();
+}
+
+// How long there will be nothing to do, unless somebody rings.
+Nanoseconds NodeService::doze() {
+  if (!parts_.control) return kPatrol;
+  const Nanoseconds rest = nap(clock_.now());
+  if (rest == 0) return 0;
+  parts_.doorbell->fall_asleep();
+  dozing_ = true;
+  // What was said before this is seen now, and rings no more.
+  return has_news() ? 0 : rest;
+}
+
+bool NodeService::has_news() const {
+  for (const auto& [number, channel] : channels_) {
+    if (channel.interchange->has_news()) return true;
+  }
+  const std::lock_guard lock(mutex_);
+  return !new_.empty();
+}
+
+bool NodeService::is_busy() const {
+  for (const auto& [number, channel] : channels_) {
+    if (channel.interchange->need() != Interchange::Need::nothing) return true;
+  }
+  return coordination_.wake_at() != 0;
+}
+
+void NodeService::wake() const {
+  const std::uint64_t once = 1;
+  [[maybe_unused]] const auto n = write(alarm_, &once, sizeof once);
 }
 
 bool NodeService::add_new() {
@@ -273,6 +372,7 @@ void NodeService::take_row(const Frame& frame) {
   for (const Rows::Flag flag : {Rows::kLeft, Rows::kDead}) {
     if ((head.flags & flag) != 0) parts_.rows.set(head.row, flag);
   }
+  if (head.flags != 0) patrolled_at_ = 0;  // all may be over
 }
 
 // A node is gone, with all its ranks.

@@ -18,13 +18,15 @@
 #include "protocol/nodes.hpp"
 #include "transport/control.hpp"
 #include "transport/data.hpp"
+#include "transport/poller.hpp"
 
 namespace hvd_backup {
 
-/// A node's end of what happens between nodes: one thread, for all collectives, in one process of
-/// the node. It sleeps until the node's ranks or another node want something, and looks at the data
-/// transport only while data of a round is on its way. Node 0's also coordinates.
-class NodeService {
+/// A node's end of what happens between nodes, for all collectives, in one process of the node. A
+/// thread sleeps until the node's ranks or another node want something, and looks at the data
+/// transport only while data of a round is on its way. While a rank of that process waits, it does
+/// the thread's work itself (as an Errand). Node 0's service also coordinates.
+class NodeService final : public Errand {
  public:
   struct Parts {
     Nodes nodes;
@@ -42,10 +44,14 @@ class NodeService {
 
   /// Starts the thread, which takes no signals.
   explicit NodeService(Parts parts);
-  NodeService(const NodeService&) = delete;
-  NodeService& operator=(const NodeService&) = delete;
-  /// Stops it, whatever is on its way.
-  ~NodeService();
+  ~NodeService() override;
+
+  /// Ends the thread, whatever is on its way.
+  void close();
+
+  void start() override;
+  void run(Nanoseconds at_most) override;
+  void stop() override;
 
   /// Serves a collective from now on: numbered alike on all nodes, each number once, ascending. To
   /// be called on all nodes before a rank of any arrives in it. `owner` keeps the arena's memory.
@@ -65,8 +71,13 @@ class NodeService {
     std::unique_ptr<Interchange> interchange;
   };
 
-  void run();
+  void serve();
   bool turn();
+  bool turn_or_fail();
+  Nanoseconds doze();
+  bool has_news() const;
+  bool is_busy() const;
+  void wake() const;
   bool add_new();
   bool tell_coordinator();
   bool step();
@@ -84,12 +95,20 @@ class NodeService {
   bool all_left() const;
   void fail(const std::string& text);
 
-  Parts parts_;
   const Clock& clock_;
+  const int process_;  // whose thread it is
+  std::thread thread_;
+  Poller bed_;  // where the thread sleeps: it watches the control channel unless a rank is here
+  int alarm_ = -1;
+  std::atomic<bool> visited_{false};  // a rank does the work
+
+  std::mutex turn_;  // of what follows
+  Parts parts_;
   Coordination coordination_;
   std::map<std::uint32_t, Channel> channels_;
   Nanoseconds moved_at_ = 0;
   Nanoseconds patrolled_at_ = 0;
+  bool dozing_ = false;  // the doorbell rings
 
   mutable std::mutex mutex_;  // of what follows
   std::condition_variable changed_;
@@ -98,9 +117,7 @@ class NodeService {
   std::string problem_;
   bool over_ = false;
 
-  const int process_;  // whose thread it is
-  std::atomic<bool> stop_{false};
-  std::thread thread_;
+  std::atomic<bool> closed_{false};
 };
 
 }  // namespace hvd_backup

@@ -22,6 +22,21 @@ struct Patience {
   int yields = 50;  ///< then looks with sched_yield between them
 };
 
+/// Work that a rank does for all while it waits, instead of another thread that would have to be
+/// woken for it: see NodeService. Between start() and stop() that thread rests.
+class Errand {
+ public:
+  Errand() = default;
+  Errand(const Errand&) = delete;
+  Errand& operator=(const Errand&) = delete;
+  virtual ~Errand() = default;
+
+  virtual void start() = 0;
+  /// Does what there is to do, or else sleeps, for at most so long.
+  virtual void run(Nanoseconds at_most) = 0;
+  virtual void stop() = 0;
+};
+
 /// How a rank takes part in a collective.
 struct Options {
   Policy policy;
@@ -38,6 +53,8 @@ struct Options {
   std::function<std::vector<int>()> patrol;
   /// Wakes the node's service thread; needed if the world has other nodes.
   std::shared_ptr<const Doorbell> service;
+  /// Of the rank in whose process that thread is.
+  std::shared_ptr<Errand> errand;
 };
 
 }  // namespace hvd_backup

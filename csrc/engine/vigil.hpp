@@ -25,6 +25,22 @@ inline void pause_briefly() {
 #endif
 }
 
+/// From start() to stop(), however that comes.
+class Shift {
+ public:
+  explicit Shift(Errand* errand) : errand_(errand) {
+    if (errand_ != nullptr) errand_->start();
+  }
+  Shift(const Shift&) = delete;
+  Shift& operator=(const Shift&) = delete;
+  ~Shift() {
+    if (errand_ != nullptr) errand_->stop();
+  }
+
+ private:
+  Errand* errand_;
+};
+
 /// Waiting that always ends: with the condition, a failed peer, Ctrl-C or the time-out.
 class Vigil {
  public:
@@ -35,10 +51,12 @@ class Vigil {
   ///
   /// A condition has four members: `ready()` may do work that is due and is asked again after
   /// every ring and every nap; `missing()` is the text of a time-out; `hopeless()` tells why the
-  /// wait cannot end any more, or nothing; `wake_at()` is a time to look again, or 0.
+  /// wait cannot end any more, or nothing; `wake_at()` is a time to look again, or 0. With an
+  /// `errand`, the rank runs that instead of sleeping on the bell.
   template <class Condition>
-  void wait(RoundNumber round, Bell& bell, Condition& condition) {
-    if (look(condition)) return;
+  void wait(RoundNumber round, Bell& bell, Condition& condition, Errand* errand = nullptr) {
+    const Shift shift(errand);
+    if (errand == nullptr && look(condition)) return;
     const Nanoseconds start = clock_.now();
     for (;;) {
       const std::uint32_t ticket = bell.ticket();
@@ -53,7 +71,8 @@ class Vigil {
         if (condition.ready()) return;  // this rank was stopped between looking and asking the time
         fail(round, FailureKind::timeout, condition.missing(after(now - start)));
       }
-      bell.sleep(ticket, nap(now, start + options_.timeout, condition.wake_at()));
+      const Nanoseconds rest = nap(now, start + options_.timeout, condition.wake_at());
+      errand == nullptr ? bell.sleep(ticket, rest) : errand->run(rest);
     }
   }
 

@@ -62,7 +62,7 @@ void Doorbell::fall_asleep() const {
 }
 
 void Doorbell::wake_up() const {
-  asleep_->store(0, std::memory_order_relaxed);
+  if (asleep_->exchange(0) != 0) return;  // nobody has rung
   std::array<char, 64> bytes{};
   while (read(read_fd_, bytes.data(), bytes.size()) > 0) {
   }

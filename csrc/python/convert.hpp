@@ -7,7 +7,7 @@
 #include <memory>
 
 #include "base/types.hpp"
-#include "memory/doorbell.hpp"
+#include "engine/options.hpp"
 
 namespace hvd_backup {
 
@@ -22,6 +22,9 @@ inline double seconds(Nanoseconds duration) {
 
 /// What a world of several nodes needs: nodes.cpp.
 void bind_nodes(pybind11::module_& m);
+
+/// None: another process has the service.
+std::shared_ptr<Errand> errand_of(const pybind11::object& handle);
 
 /// None: there is but one node.
 std::shared_ptr<const Doorbell> doorbell_of(const pybind11::object& handle);

@@ -121,7 +121,8 @@ std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segme
                                                   const ArenaSpec& spec, int rank, int backups,
                                                   bool carry, double grace, double timeout,
                                                   std::pair<int, int> patience, bool remote_reads,
-                                                  py::object patrol, const py::object& service) {
+                                                  py::object patrol, const py::object& doorbell,
+                                                  const py::object& service) {
   Options options;
   options.policy = backup_workers(spec.world, backups, nanoseconds(grace));
   options.late = carry ? Late::carry : Late::drop;
@@ -129,7 +130,8 @@ std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segme
   options.patience = {patience.first, patience.second};
   options.remote_reads = remote_reads;
   options.patrol = patrol_of(std::move(patrol));
-  options.service = doorbell_of(service);
+  options.service = doorbell_of(doorbell);
+  options.errand = errand_of(service);
   if (segment->size() < Arena::bytes(spec)) {
     throw InvalidArgument("the segment has " + std::to_string(segment->size()) + " bytes, the " +
                           "arena needs " + std::to_string(Arena::bytes(spec)));
@@ -313,7 +315,7 @@ void bind_collective(py::module_& m) {
       .def(py::init(&make_collective), py::arg("segment"), py::arg("spec"), py::kw_only(),
            py::arg("rank"), py::arg("backup_workers"), py::arg("carry"), py::arg("grace"),
            py::arg("timeout"), py::arg("patience"), py::arg("remote_reads"), py::arg("patrol"),
-           py::arg("service") = py::none())
+           py::arg("doorbell") = py::none(), py::arg("service") = py::none())
       .def_property_readonly("number", [](Handle& h) { return h.collective().number(); })
       .def_property_readonly("buffer", [](Handle& h) { return h.collective().result_buffer(); })
       .def("slots", [](py::object self) { return self.cast<Handle&>().slots(self); })

@@ -78,24 +78,22 @@ class ServiceHandle {
     auto life = std::make_shared<LifeLock>(board->fd(), nodes.ranks(node), rank);
     auto owner = std::make_shared<std::pair<DoorbellHandle, std::shared_ptr<Segment>>>(
         doorbell, std::move(board));
-    service_ = std::make_unique<NodeService>(NodeService::Parts{
+    service_ = std::make_shared<NodeService>(NodeService::Parts{
         std::move(nodes), node, std::move(control), std::move(data), doorbell.doorbell, rows,
         [life] { return life->dead(); }, std::move(owner)});
   }
 
   std::uint16_t port() const { return port_; }
-  NodeService& service() {
-    if (!service_) throw Error("the service of this node was closed");
-    return *service_;
-  }
+  NodeService& service() { return *service_; }
+  std::shared_ptr<Errand> errand() const { return service_; }
   void close() {
     const py::gil_scoped_release nogil;
-    service_.reset();
+    service_->close();
   }
 
  private:
   std::uint16_t port_ = 0;
-  std::unique_ptr<NodeService> service_;
+  std::shared_ptr<NodeService> service_;
 };
 
 void serve(ServiceHandle& handle, std::uint32_t channel, std::shared_ptr<Segment> segment,
@@ -154,6 +152,10 @@ void bind_nodes(py::module_& m) {
           py::arg("timeout"))
       .def_property_readonly("problem", [](ServiceHandle& h) { return h.service().problem(); })
       .def("close", &ServiceHandle::close);
+}
+
+std::shared_ptr<Errand> errand_of(const py::object& handle) {
+  return handle.is_none() ? nullptr : handle.cast<const ServiceHandle&>().errand();
 }
 
 /// Of the doorbell, what a collective needs.

@@ -40,13 +40,20 @@ class NodeNetwork {
 
   void start(int node, std::unique_ptr<Control> control) {
     const auto i = static_cast<std::size_t>(node);
-    services.push_back(std::make_unique<NodeService>(NodeService::Parts{
+    services.push_back(std::make_shared<NodeService>(NodeService::Parts{
         nodes, node, std::move(control), data.end(node), doorbells_[i], rows(node),
         [this, node] { return node == dead_node ? dead : std::vector<int>{}; }, nullptr}));
   }
 
+  ~NodeNetwork() {
+    for (const auto& one : services) one->close();
+  }
+
   std::shared_ptr<const Doorbell> doorbell(int node) const {
     return doorbells_[static_cast<std::size_t>(node)];
+  }
+  std::shared_ptr<NodeService> service(int node) const {
+    return services[static_cast<std::size_t>(node)];
   }
   Rows rows(int node) const {
     return {boards_[static_cast<std::size_t>(node)].get(), nodes.world()};
@@ -80,7 +87,7 @@ class NodeNetwork {
   std::vector<std::shared_ptr<const Doorbell>> doorbells_;
 
  public:
-  std::vector<std::unique_ptr<NodeService>> services;  // last: they stop before the rest goes
+  std::vector<std::shared_ptr<NodeService>> services;  // last: they stop before the rest goes
 };
 
 /// Ranks in their order, so many to each node; or dealt out to the nodes in turn.

@@ -71,8 +71,12 @@ TEST_CASE("every rank of every node gets the same bits, for every world, split a
     for (const std::vector<int>& node_of : splits(size)) {
       for (const int backups : {0, 1, size - 1}) {
         if (backups >= size) continue;
-        World world(backup_workers(size, backups), on_nodes(node_of));
-        run(world, 6);
+        for (const bool errands : {true, false}) {
+          Setup setup = on_nodes(node_of);
+          setup.errands = errands;
+          World world(backup_workers(size, backups), setup);
+          run(world, 6);
+        }
       }
     }
   }
@@ -236,14 +240,14 @@ TEST_CASE("a rank that dies is buried on every node, and the service is over whe
 TEST_CASE("when node 0 is gone, waits on other nodes end with a reason") {
   World world(backup_workers(3, 1), on_nodes({0, 1, 1}));
   world.arrive(1);
-  world.network().services[0].reset();
+  world.network().service(0)->close();
   CHECK_THROWS_WITH(world[1].wait(), PeerFailed, "the coordinator, in the process of rank 0");
   CHECK_EQ(world.network().rows(1).with(Rows::kDead), std::vector<int>({0}));
 }
 
 TEST_CASE("when another node is gone, its ranks are dead to all the others") {
   World world(backup_workers(4, 1), on_nodes({0, 1, 1, 2}));
-  world.network().services[1].reset();
+  world.network().service(1)->close();
   for (const int node : {0, 2}) {
     const Rows rows = world.network().rows(node);
     for (int i = 0; i < 2000 && rows.with(Rows::kDead).size() < 2; ++i) {
@@ -281,6 +285,7 @@ TEST_CASE("random sleeps, skips and private memory on nodes of all sizes leave a
     setup.flats = {{random() % 2 == 0 ? DType::float32 : DType::bfloat16, 1 + random() % 5000}};
     setup.window = 1 + static_cast<int>(random() % 4);
     setup.options.remote_reads = random() % 2 == 0;
+    setup.errands = random() % 2 == 0;
     const int backups = static_cast<int>(random() % static_cast<std::uint64_t>(size));
     World world(backup_workers(size, backups), setup);
     const bool in_private = random() % 2 == 0;

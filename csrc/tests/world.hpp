@@ -104,6 +104,8 @@ struct Setup {
   std::byte* memory = nullptr;
   /// The node of every rank; empty: all share one.
   std::vector<int> node_of = {};
+  /// Whether the first rank of each node does its service's work while it waits.
+  bool errands = true;
 };
 
 inline Setup with_window(int window) {
@@ -232,7 +234,11 @@ class World {
     Options options = setup_.options;
     options.policy = policy_;
     if (setup_.adjust) setup_.adjust(rank, options);
-    if (network_) options.service = network_->doorbell(nodes_.of(rank));
+    if (!network_) return options;
+    const int node = nodes_.of(rank);
+    options.service = network_->doorbell(node);
+    const bool is_first = nodes_.ranks(node).front() == rank;
+    if (setup_.errands && is_first) options.errand = network_->service(node);
     return options;
   }
 

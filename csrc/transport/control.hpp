@@ -45,6 +45,8 @@ class Control {
   virtual bool has_unsent() const = 0;
   /// Lets poll() end when this file descriptor can be read.
   virtual void watch(int fd) = 0;
+  /// Can be read when poll() would not sleep.
+  virtual int fd() const = 0;
 };
 
 /// The coordinator's end: a stream socket to every other node. Who connects and does not show the
@@ -61,6 +63,7 @@ class ControlHub final : public Control {
   void broadcast(const Frame& frame) override;
   bool has_unsent() const override;
   void watch(int fd) override;
+  int fd() const override { return poller_.fd(); }
 
  private:
   struct Peer {
@@ -100,6 +103,7 @@ class ControlLink final : public Control {
   void broadcast(const Frame& frame) override { send(0, frame); }
   bool has_unsent() const override { return socket_.has_unsent(); }
   void watch(int fd) override;
+  int fd() const override { return poller_.fd(); }
 
  private:
   void flush();

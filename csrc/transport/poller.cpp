@@ -22,6 +22,12 @@ void control(int epoll, int operation, int fd, std::uint64_t tag, std::uint32_t 
   }
 }
 
+bool sleep_until_readable(int fd, Nanoseconds timeout) {
+  pollfd one{fd, POLLIN, 0};
+  const timespec most{timeout / kSecond, timeout % kSecond};
+  return ppoll(&one, 1, &most, nullptr) > 0;
+}
+
 }  // namespace
 
 Poller::Poller() : fd_(epoll_create1(EPOLL_CLOEXEC)) {
@@ -41,12 +47,12 @@ void Poller::want_write(int fd, std::uint64_t tag, bool wanted) const {
 
 void Poller::remove(int fd) const { epoll_ctl(fd_, EPOLL_CTL_DEL, fd, nullptr); }
 
+void Poller::sleep(int fd, Nanoseconds timeout) { sleep_until_readable(fd, timeout); }
+
 std::vector<Poller::Ready> Poller::wait(Nanoseconds timeout) const {
   if (timeout > 0) {
     // epoll_wait counts milliseconds, and epoll_pwait2 is younger than many clusters.
-    pollfd self{fd_, POLLIN, 0};
-    const timespec most{timeout / kSecond, timeout % kSecond};
-    if (ppoll(&self, 1, &most, nullptr) <= 0) return {};
+    if (!sleep_until_readable(fd_, timeout)) return {};
   }
   std::array<epoll_event, 64> events{};
   const int count = epoll_wait(fd_, events.data(), static_cast<int>(events.size()), 0);

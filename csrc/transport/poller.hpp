@@ -27,6 +27,12 @@ class Poller {
   void want_write(int fd, std::uint64_t tag, bool wanted) const;
   void remove(int fd) const;
 
+  /// Sleeps until this one can be read, or for at most `timeout`; if it is -1, for that long.
+  static void sleep(int fd, Nanoseconds timeout);
+
+  /// Itself to be watched by another: it can be read when something is ready here.
+  int fd() const { return fd_; }
+
   /// Sleeps for at most `timeout`; empty if nothing happened.
   std::vector<Ready> wait(Nanoseconds timeout) const;
 

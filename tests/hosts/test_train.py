@@ -10,9 +10,6 @@ TRAIN = Path(__file__).parent / "programs" / "train.py"
 STEPS = 30
 
 pytestmark = pytest.mark.usefixtures("hosts_possible")
-several = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="several nodes come with the multi-node engine"
-)
 
 
 def train(hosts, *args, ranks_per_host):
@@ -30,9 +27,7 @@ def assert_it_learned(ranks):
         assert sum(facts["losses"][-5:]) < 0.8 * sum(facts["losses"][:5])
 
 
-@pytest.mark.parametrize(
-    ("count", "ranks_per_host"), [(1, 2), pytest.param(3, 1, marks=several)], ids=["one", "three"]
-)
+@pytest.mark.parametrize(("count", "ranks_per_host"), [(1, 2), (3, 1)], ids=["one", "three"])
 def test_all_hosts_end_with_the_same_parameters(count, ranks_per_host):
     with Hosts(count) as hosts:
         ranks = train(hosts, 0, STEPS, ranks_per_host=ranks_per_host)
@@ -40,7 +35,6 @@ def test_all_hosts_end_with_the_same_parameters(count, ranks_per_host):
     assert_it_learned(ranks)
 
 
-@several
 def test_a_host_that_is_slow_costs_the_others_nothing():
     sleep_s = 0.1
     with Hosts(3) as hosts:
