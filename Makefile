@@ -115,6 +115,7 @@ demo: $(DONE)/extension
 
 bench: $(DONE)/extension
 	$(BIN)/python benchmarks/partial_allreduce.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/nodes.py $(BENCH_ARGS)
 
 bench-training: $(DONE)/extension
 	$(BIN)/python benchmarks/training_step.py $(BENCH_ARGS)

@@ -65,7 +65,7 @@ def measure(worlds: list[int], sizes: list[int], lates: list[int], quick: bool) 
     program = setting.build_program("memory_limit")
     rows: list[Row] = []
     args = ["--sizes", ",".join(map(str, sizes)), "--late", ",".join(map(str, lates))]
-    args += ["--memory-limit", str(program), *(["--quick"] if quick else [])]
+    args += ["--gloo", "--memory-limit", str(program), *(["--quick"] if quick else [])]
     for world in worlds:
         print_header(world)
         group: list[Row] = []

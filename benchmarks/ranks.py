@@ -287,14 +287,16 @@ def counter() -> Iterator[int]:
 def benchmark(args: argparse.Namespace) -> None:
     comm = MPI.COMM_WORLD
     hb.init()
-    start_gloo(comm)
+    if args.gloo:
+        start_gloo(comm)
     torch.set_num_threads(1)
     flags, sequence = Flags(comm), counter()
     for nbytes in args.sizes:
         for late in args.late:
             if late < comm.size:
                 measure(args, comm, flags, sequence, nbytes, late)
-    torch.distributed.destroy_process_group()
+    if args.gloo:
+        torch.distributed.destroy_process_group()
     hb.shutdown()
 
 
@@ -313,12 +315,15 @@ def measure(
         InPlace(exchange, comm.rank),
         EndToEnd(exchange, src, dst),
         MpiAllreduce(comm, src, dst),
-        Gloo(huge_array(nbytes // 4, 0), comm.size),
     ]
+    if args.gloo:
+        paths.append(Gloo(huge_array(nbytes // 4, 0), comm.size))
     # A late rank loads nothing during a sample: what it missed must fit into the window.
     most = max(1, min(32, exchange.options.window // 2)) if late else 1000
     measurement = Measurement(comm, flags, sequence, late, most)
-    limit = MemoryLimit(args.memory_limit, comm.size - late, nbytes) if comm.rank == 0 else None
+    limit = None
+    if comm.rank == 0 and args.memory_limit:
+        limit = MemoryLimit(args.memory_limit, comm.size - late, nbytes)
     guess = max(1, min(100, 200_000 // nbytes))
     calls = [measurement.warm_up(path, target_s, guess) for path in paths]
     limit_calls = max(1, min(1000, 20_000_000 // nbytes))
@@ -328,7 +333,8 @@ def measure(
         for i in range(len(paths)):
             which = (turn + i) % len(paths)
             spans[which].append(measurement.sample(paths[which], calls[which]))
-        limits.append(measurement.limit(limit, limit_calls))
+        if args.memory_limit:
+            limits.append(measurement.limit(limit, limit_calls))
     for path, count, samples in zip(paths, calls, spans, strict=True):
         report(comm, nbytes, late, path.name, count, measurement.results(samples, count))
     if limit is not None:
@@ -368,7 +374,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=lambda text: [int(x) for x in text.split(",")])
     parser.add_argument("--late", type=lambda text: [int(x) for x in text.split(",")])
-    parser.add_argument("--memory-limit", type=Path)
+    parser.add_argument("--memory-limit", type=Path, help="compare with this program")
+    parser.add_argument("--gloo", action="store_true", help="compare with gloo")
     parser.add_argument("--quick", action="store_true")
     benchmark(parser.parse_args())
 

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,24 @@ UNBOUND = {
 }
 
 
-def start(ranks: int, module: str, *args: str) -> Iterator[dict[str, Any]]:
+def start(
+    ranks: int, module: str, *args: str, env: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
     """Run a module of this folder on `ranks` ranks; yield the JSON objects that they print."""
-    os.environ.update(UNBOUND)
-    search = [str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    saved = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
+    saved = dict(os.environ)
+    os.environ.update({**UNBOUND, "PYTHONPATH": search_path(), **(env or {})})
     try:
         BUILD.mkdir(parents=True, exist_ok=True)
         yield from run_ranks(ranks, [module, *args], BUILD / f"{module}-{ranks}.log")
     finally:
-        if saved is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = saved
+        os.environ.clear()
+        os.environ.update(saved)
+
+
+def search_path() -> str:
+    """PYTHONPATH of the ranks."""
+    paths = [str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(filter(None, paths))
 
 
 def meta() -> dict[str, Any]:
