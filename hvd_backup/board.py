@@ -66,11 +66,13 @@ class Board:
         self._ring = ring
         self._clock = clock
         self._world = world
+        self._local = frozenset(local)
         self._seen: dict[int, Row] = {}  # rows that this node has got, as of the last look
         self._failures: dict[int, Row] = {}  # those that have failed
         self._mine = Row()
         self._here = ("", 0, "")  # the call of this rank, in full
         self._since = 0.0  # when it came there
+        self._met: set[int] = set()  # ranks of this node seen in a set-up since it came there
         self._untold = False  # other nodes have not been told that it is there
         self._told = False  # this rank has raised the failure, or is about to
 
@@ -172,8 +174,14 @@ class Board:
             # After as many set-ups as this rank, it has come to one before the round this rank is
             # in. (If it had been through this round, it would only be ahead.) A round that needs
             # no more than the others is not stopped for it: they learn more when all meet.
-            other_setup = row.doing == _SETUP and row.setups == me.setups and row.rounds <= rounds
-            if other_round or (other_setup and not came):
+            in_setup = row.doing == _SETUP and row.setups == me.setups
+            other_setup = in_setup and row.rounds <= rounds and not came
+            # What a rank of this node has been through, this rank can load: had it been through
+            # this round, whatever the number it has come to, there would be no second look.
+            stays = rank in self._met
+            if in_setup and rank in self._local:
+                self._met.add(rank)
+            if other_round or other_setup or stays:
                 raise errors.Mismatch(
                     f"rank {self._rank} is in {mine}, rank {rank} in {row.call}; every rank must "
                     "make the same calls, in the same order, with the same names, shapes, dtypes "
@@ -185,6 +193,7 @@ class Board:
         if self._here == (doing, rounds, call):
             return False
         self._here = (doing, rounds, call)
+        self._met.clear()
         self._since = self._clock()
         self._untold = True
         self._write(self._mine._replace(rounds=rounds, doing=doing, call=_cut(call, _TEXT)))
