@@ -26,6 +26,10 @@ constexpr Nanoseconds kLookFor = 100 * kMicrosecond;
 constexpr Nanoseconds kLongestDataNap = kMillisecond;
 constexpr Nanoseconds kLongestRoomNap = 10 * kMillisecond;
 
+// When all ranks have left, data on its way is awaited for so long at most: nobody needs it, but
+// who sends it should come to an end, and to receive it later would write to memory that is gone.
+constexpr Nanoseconds kDrain = 2 * kSecond;
+
 struct RowHead {
   std::int32_t row;
   std::uint32_t flags;
@@ -142,6 +146,7 @@ bool NodeService::add_new() {
 // What this node's ranks have to say. True if there was something.
 bool NodeService::tell_coordinator() {
   bool told = false;
+  std::vector<Frame> left;
   for (auto& [number, channel] : channels_) {
     Interchange& interchange = *channel.interchange;
     if (const auto report = interchange.report()) {
@@ -154,8 +159,7 @@ bool NodeService::tell_coordinator() {
     for (const std::int32_t rank : interchange.newly_left()) {
       std::vector<std::byte> payload(sizeof rank);
       std::memcpy(payload.data(), &rank, sizeof rank);
-      submit(make_frame(Message::left, number, std::move(payload)));
-      told = true;
+      left.push_back(make_frame(Message::left, number, std::move(payload)));
     }
   }
   for (const int rank : parts_.nodes.ranks(parts_.node)) {
@@ -163,7 +167,9 @@ bool NodeService::tell_coordinator() {
     submit(row_frame(rank));
     told = true;
   }
-  return told;
+  // After the rows, which may say why: a rank writes its last words before it leaves.
+  for (const Frame& frame : left) submit(frame);
+  return told || !left.empty();
 }
 
 bool NodeService::step() {
@@ -306,7 +312,9 @@ void NodeService::drop_what_is_over() {
     }
     at = next;
   }
-  const bool over = all_left() && !parts_.control->has_unsent();
+  const bool all_told = all_left() && !parts_.control->has_unsent();
+  if (!all_told || all_left_at_ == 0) all_left_at_ = all_told ? patrolled_at_ : 0;
+  const bool over = all_left_at_ != 0 && (is_idle() || patrolled_at_ - all_left_at_ > kDrain);
   const std::lock_guard lock(mutex_);
   if (over == over_) return;
   over_ = over;
@@ -318,6 +326,12 @@ bool NodeService::all_left() const {
     if (parts_.rows.flags(rank) == 0) return false;
   }
   return true;
+}
+
+bool NodeService::is_idle() const {
+  return std::all_of(channels_.begin(), channels_.end(), [](const auto& channel) {
+    return channel.second.interchange->need() == Interchange::Need::nothing;
+  });
 }
 
 void NodeService::fail(const std::string& text) {

@@ -53,7 +53,7 @@ class NodeService {
            std::shared_ptr<void> owner);
 
   /// Waits until every rank of the world has left or is dead, so that nobody needs this node any
-  /// more. False if `timeout` was over before.
+  /// more, and what was on its way has arrived. False if `timeout` was over before.
   bool wait_until_over(Nanoseconds timeout);
 
   /// Why it could not go on; empty if it could.
@@ -82,6 +82,7 @@ class NodeService {
   void patrol(Nanoseconds now);
   void drop_what_is_over();
   bool all_left() const;
+  bool is_idle() const;
   void fail(const std::string& text);
 
   Parts parts_;
@@ -90,6 +91,7 @@ class NodeService {
   std::map<std::uint32_t, Channel> channels_;
   Nanoseconds moved_at_ = 0;
   Nanoseconds patrolled_at_ = 0;
+  Nanoseconds all_left_at_ = 0;  // every rank has left or is dead since then; 0: not yet
 
   mutable std::mutex mutex_;  // of what follows
   std::condition_variable changed_;
