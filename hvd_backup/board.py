@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -75,6 +76,7 @@ class Board:
         self._met: set[int] = set()  # ranks of this node seen in a set-up since it came there
         self._untold = False  # other nodes have not been told that it is there
         self._told = False  # this rank has raised the failure, or is about to
+        self._raised: weakref.ref[errors.Error] | None = None
 
     def enter_setup(self, text: str, rounds: int) -> None:
         """Note that this rank, after `rounds` rounds, sets up `text` together with all others."""
@@ -111,9 +113,16 @@ class Board:
             text += " (this failure was told before; all ranks: shutdown(), then init(), to go on)"
         self._told = True
         if kind in ("Mismatch", "RoundTimeout"):
-            error: type[errors.Error] = getattr(errors, kind)
-            raise error(text if rank == self._rank else f"rank {rank} failed: {text}")
-        raise errors.PeerFailed(f"rank {rank} failed with {kind}: {text}")
+            of_kind: type[errors.Error] = getattr(errors, kind)
+            error = of_kind(text if rank == self._rank else f"rank {rank} failed: {text}")
+        else:
+            error = errors.PeerFailed(f"rank {rank} failed with {kind}: {text}")
+        self._raised = weakref.ref(error)
+        raise error
+
+    def has_raised(self, error: BaseException) -> bool:
+        """Whether `check()` has raised this very error."""
+        return self._raised is not None and self._raised() is error
 
     def is_told(self) -> bool:
         """Whether this rank knows of a failure already."""
