@@ -15,6 +15,8 @@ BENCH_ARGS =
 PYTEST_ARGS =
 # World sizes of test-mpi.
 WORLDS = 1 2 3 4 5 7
+# And those that it splits into nodes: ranks x ranks per node.
+SPLITS = 4x1 5x2 7x3
 # Part of a C++ case's name, to run only those.
 CASE =
 
@@ -49,7 +51,7 @@ help:
 	@echo "make test            all tests"
 	@echo "make test-cpp        the C++ tests                           (CASE='part of a name')"
 	@echo "make test-unit       tests of one process                    (PYTEST_ARGS='-k word')"
-	@echo "make test-mpi        tests under mpirun                      (WORLDS='2 3')"
+	@echo "make test-mpi        tests under mpirun                      (WORLDS='2 3' SPLITS=4x1)"
 	@echo "make test-scenarios  killed, stopped and interrupted ranks, the demo, the README"
 	@echo "make test-hosts      mpirun across hosts made of network namespaces (needs root)"
 	@echo "make sanitize        the C++ tests under ASan, UBSan and TSan"
@@ -133,7 +135,7 @@ test:
 	@for suite in cpp unit mpi scenarios; do \
 	  $(MAKE) --no-print-directory test-$$suite || break; \
 	done; \
-	$(BIN)/python tests/summary.py $(LOGS) cpp unit $(WORLDS:%=mpi-%) scenarios
+	$(BIN)/python tests/summary.py $(LOGS) cpp unit $(WORLDS:%=mpi-%) $(SPLITS:%=mpi-%) scenarios
 
 # $(call cpp_tests,folder,options): configures and builds the C++ tests.
 cpp_tests = $(BIN)/cmake -S csrc -B $(1) -G Ninja -DHVD_BACKUP_PYTHON=OFF $(2) >$(1).log && \
@@ -150,10 +152,12 @@ test-unit: $(DONE)/extension $(DONE)/test
 
 test-mpi: $(DONE)/extension $(DONE)/test
 	@mkdir -p $(LOGS)
-	@for size in $(WORLDS); do \
-	  echo "== a world of $$size"; \
-	  mpirun -n $$size $(BIN)/python -m pytest --color=no --with-mpi -m mpi tests/mpi \
-	    $(PYTEST_ARGS) </dev/null | tee $(LOGS)/mpi-$$size.log; \
+	@for world in $(WORLDS) $(SPLITS); do \
+	  size=$${world%x*} node_size=; \
+	  case $$world in *x*) node_size=$${world#*x};; esac; \
+	  echo "== a world of $$size$${node_size:+ in nodes of $$node_size}"; \
+	  HVD_BACKUP_NODE_SIZE=$$node_size mpirun -n $$size $(BIN)/python -m pytest --color=no \
+	    --with-mpi -m mpi tests/mpi $(PYTEST_ARGS) </dev/null | tee $(LOGS)/mpi-$$world.log; \
 	done
 
 test-scenarios: $(DONE)/extension $(DONE)/test

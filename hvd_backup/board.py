@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -66,13 +67,16 @@ class Board:
         self._ring = ring
         self._clock = clock
         self._world = world
+        self._local = frozenset(local)
         self._seen: dict[int, Row] = {}  # rows that this node has got, as of the last look
         self._failures: dict[int, Row] = {}  # those that have failed
         self._mine = Row()
         self._here = ("", 0, "")  # the call of this rank, in full
         self._since = 0.0  # when it came there
+        self._met: set[int] = set()  # ranks of this node seen in a set-up since it came there
         self._untold = False  # other nodes have not been told that it is there
         self._told = False  # this rank has raised the failure, or is about to
+        self._raised: weakref.ref[errors.Error] | None = None
 
     def enter_setup(self, text: str, rounds: int) -> None:
         """Note that this rank, after `rounds` rounds, sets up `text` together with all others."""
@@ -109,9 +113,16 @@ class Board:
             text += " (this failure was told before; all ranks: shutdown(), then init(), to go on)"
         self._told = True
         if kind in ("Mismatch", "RoundTimeout"):
-            error: type[errors.Error] = getattr(errors, kind)
-            raise error(text if rank == self._rank else f"rank {rank} failed: {text}")
-        raise errors.PeerFailed(f"rank {rank} failed with {kind}: {text}")
+            of_kind: type[errors.Error] = getattr(errors, kind)
+            error = of_kind(text if rank == self._rank else f"rank {rank} failed: {text}")
+        else:
+            error = errors.PeerFailed(f"rank {rank} failed with {kind}: {text}")
+        self._raised = weakref.ref(error)
+        raise error
+
+    def has_raised(self, error: BaseException) -> bool:
+        """Whether `check()` has raised this very error."""
+        return self._raised is not None and self._raised() is error
 
     def is_told(self) -> bool:
         """Whether this rank knows of a failure already."""
@@ -172,8 +183,14 @@ class Board:
             # After as many set-ups as this rank, it has come to one before the round this rank is
             # in. (If it had been through this round, it would only be ahead.) A round that needs
             # no more than the others is not stopped for it: they learn more when all meet.
-            other_setup = row.doing == _SETUP and row.setups == me.setups and row.rounds <= rounds
-            if other_round or (other_setup and not came):
+            in_setup = row.doing == _SETUP and row.setups == me.setups
+            other_setup = in_setup and row.rounds <= rounds and not came
+            # What a rank of this node has been through, this rank can load: had it been through
+            # this round, whatever the number it has come to, there would be no second look.
+            stays = rank in self._met
+            if in_setup and rank in self._local:
+                self._met.add(rank)
+            if other_round or other_setup or stays:
                 raise errors.Mismatch(
                     f"rank {self._rank} is in {mine}, rank {rank} in {row.call}; every rank must "
                     "make the same calls, in the same order, with the same names, shapes, dtypes "
@@ -185,6 +202,7 @@ class Board:
         if self._here == (doing, rounds, call):
             return False
         self._here = (doing, rounds, call)
+        self._met.clear()
         self._since = self._clock()
         self._untold = True
         self._write(self._mine._replace(rounds=rounds, doing=doing, call=_cut(call, _TEXT)))

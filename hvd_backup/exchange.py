@@ -227,6 +227,8 @@ class Exchange:
 
     def _failed(self, error: BaseException) -> BaseException:
         board = self._runtime.board
+        if board.has_raised(error):  # in a wait of this call
+            return error
         if isinstance(error, errors.PeerFailed) or (
             isinstance(error, errors.Error) and board.is_told()
         ):

@@ -107,6 +107,14 @@ class Internode:
         self.doorbell.ring()
 
 
+def is_over(service: _core.NodeService) -> bool:
+    """Whether nobody needs it any more; it is ended then."""
+    over = service.wait_until_over(0)
+    if over:
+        service.close()
+    return over
+
+
 def close(service: _core.NodeService, *, failed: bool) -> None:
     """End a node's service once no rank needs it: late ranks still load rounds through it."""
     start = time.monotonic()

@@ -223,7 +223,9 @@ def init(comm: MPI.Intracomm | None = None) -> None:
     world = MPI.COMM_WORLD if comm is None else comm
     if comm is None:
         launch.check(launch.detect(os.environ), world.rank, world.size)
-    _runtime = Runtime(world, Config.from_env(os.environ))
+    config = Config.from_env(os.environ)
+    _services[:] = [one for one in _services if not internode.is_over(one[0])]
+    _runtime = Runtime(world, config)
     _pid = os.getpid()
     atexit.unregister(_leave_at_exit)
     atexit.register(_leave_at_exit)

@@ -31,6 +31,10 @@ constexpr Nanoseconds kLongestRoomNap = 10 * kMillisecond;
 constexpr std::uint64_t kAlarm = 0;
 constexpr std::uint64_t kControl = 1;
 
+// When all ranks have left, data on its way is awaited for so long at most: nobody needs it, but
+// who sends it should come to an end, and to receive it later would write to memory that is gone.
+constexpr Nanoseconds kDrain = 2 * kSecond;
+
 struct RowHead {
   std::int32_t row;
   std::uint32_t flags;
@@ -241,6 +245,7 @@ bool NodeService::add_new() {
 // What this node's ranks have to say. True if there was something.
 bool NodeService::tell_coordinator() {
   bool told = false;
+  std::vector<Frame> left;
   for (auto& [number, channel] : channels_) {
     Interchange& interchange = *channel.interchange;
     if (const auto report = interchange.report()) {
@@ -253,8 +258,7 @@ bool NodeService::tell_coordinator() {
     for (const std::int32_t rank : interchange.newly_left()) {
       std::vector<std::byte> payload(sizeof rank);
       std::memcpy(payload.data(), &rank, sizeof rank);
-      submit(make_frame(Message::left, number, std::move(payload)));
-      told = true;
+      left.push_back(make_frame(Message::left, number, std::move(payload)));
     }
   }
   for (const int rank : parts_.nodes.ranks(parts_.node)) {
@@ -262,7 +266,9 @@ bool NodeService::tell_coordinator() {
     submit(row_frame(rank));
     told = true;
   }
-  return told;
+  // After the rows, which may say why: a rank writes its last words before it leaves.
+  for (const Frame& frame : left) submit(frame);
+  return told || !left.empty();
 }
 
 bool NodeService::step() {
@@ -406,7 +412,9 @@ void NodeService::drop_what_is_over() {
     }
     at = next;
   }
-  const bool over = all_left() && !parts_.control->has_unsent();
+  const bool all_told = all_left() && !parts_.control->has_unsent();
+  if (!all_told || all_left_at_ == 0) all_left_at_ = all_told ? patrolled_at_ : 0;
+  const bool over = all_left_at_ != 0 && (is_idle() || patrolled_at_ - all_left_at_ > kDrain);
   const std::lock_guard lock(mutex_);
   if (over == over_) return;
   over_ = over;
@@ -418,6 +426,12 @@ bool NodeService::all_left() const {
     if (parts_.rows.flags(rank) == 0) return false;
   }
   return true;
+}
+
+bool NodeService::is_idle() const {
+  return std::all_of(channels_.begin(), channels_.end(), [](const auto& channel) {
+    return channel.second.interchange->need() == Interchange::Need::nothing;
+  });
 }
 
 void NodeService::fail(const std::string& text) {

@@ -59,7 +59,7 @@ class NodeService final : public Errand {
            std::shared_ptr<void> owner);
 
   /// Waits until every rank of the world has left or is dead, so that nobody needs this node any
-  /// more. False if `timeout` was over before.
+  /// more, and what was on its way has arrived. False if `timeout` was over before.
   bool wait_until_over(Nanoseconds timeout);
 
   /// Why it could not go on; empty if it could.
@@ -93,6 +93,7 @@ class NodeService final : public Errand {
   void patrol(Nanoseconds now);
   void drop_what_is_over();
   bool all_left() const;
+  bool is_idle() const;
   void fail(const std::string& text);
 
   const Clock& clock_;
@@ -109,6 +110,7 @@ class NodeService final : public Errand {
   Nanoseconds moved_at_ = 0;
   Nanoseconds patrolled_at_ = 0;
   bool dozing_ = false;  // the doorbell rings
+  Nanoseconds all_left_at_ = 0;  // every rank has left or is dead since then; 0: not yet
 
   mutable std::mutex mutex_;  // of what follows
   std::condition_variable changed_;

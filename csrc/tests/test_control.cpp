@@ -243,6 +243,7 @@ TEST_CASE("each end learns that the other is gone") {
   REQUIRE(events.size() == 1);
   CHECK(events[0].kind == Event::Kind::lost);
   second->send(0, frame(0, "into the void"));
+  CHECK(!second->has_unsent());
   CHECK(second->poll(0).empty());  // told once
   CHECK_THROWS_WITH(ControlLink("localhost", port, token, 2, kSecond), PeerFailed,
                     "cannot reach the coordinator at localhost:" + std::to_string(port));

@@ -1,5 +1,6 @@
 // Layer engine: worlds whose ranks are spread over several nodes.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <random>
 #include <string>
@@ -216,6 +217,21 @@ TEST_CASE("when so many ranks have left that a quorum cannot be, ranks of other 
   world[2].leave();
   world.arrive(0);
   CHECK_THROWS_WITH(world[0].wait(), PeerFailed, "rank 2 has left, so 3 contributions cannot");
+}
+
+TEST_CASE("that a rank has left is told to the other nodes after its last words") {
+  for (int turn = 0; turn < 30; ++turn) {
+    World world(full_sync(3), on_nodes({0, 1, 1}));
+    Rows here = world.network().rows(1);
+    const Rows there = world.network().rows(0);
+    const std::vector<std::byte> words(2000, std::byte{'w'});
+    here.write(2, words.data(), words.size());
+    here.tell(2);
+    world[2].leave();  // rings the service for both
+    const std::atomic<std::uint32_t>& left = world.arena_of(0).member(2).left;
+    for (int i = 0; i < 20'000'000 && left.load() == 0; ++i) pause_briefly();
+    CHECK(there.read(2) == words);
+  }
 }
 
 TEST_CASE("a rank that dies is buried on every node, and the service is over when all have gone") {

@@ -56,7 +56,11 @@ std::vector<std::string> own_addresses(const std::string& interface) {
   if (!interface.empty() && names.count(interface) == 0) {
     std::string known;
     for (const std::string& name : names) known += (known.empty() ? "" : ", ") + name;
-    throw InvalidArgument("there is no network interface " + interface + " here, but " + known);
+    throw InvalidArgument("HVD_BACKUP_INTERFACE: there is no network interface " + interface +
+                          " here, but " + known);
+  }
+  if (!interface.empty() && found.empty()) {
+    throw InvalidArgument("HVD_BACKUP_INTERFACE: " + interface + " is down or has no address");
   }
   std::stable_sort(found.begin(), found.end(),
                    [](const Found& a, const Found& b) { return a.order < b.order; });

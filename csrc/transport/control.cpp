@@ -314,6 +314,7 @@ std::vector<Control::Event> ControlLink::poll(Nanoseconds timeout) {
 }
 
 void ControlLink::send(int /*node*/, const Frame& frame) {
+  if (is_lost_) return;
   socket_.queue(frame);
   flush();
 }

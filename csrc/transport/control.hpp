@@ -101,7 +101,7 @@ class ControlLink final : public Control {
   std::vector<Event> poll(Nanoseconds timeout) override;
   void send(int node, const Frame& frame) override;
   void broadcast(const Frame& frame) override { send(0, frame); }
-  bool has_unsent() const override { return socket_.has_unsent(); }
+  bool has_unsent() const override { return !is_lost_ && socket_.has_unsent(); }
   void watch(int fd) override;
   int fd() const override { return poller_.fd(); }
 

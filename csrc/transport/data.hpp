@@ -22,7 +22,8 @@ class DataTransport {
   DataTransport& operator=(const DataTransport&) = delete;
   virtual ~DataTransport() = default;
 
-  /// Begins to send; `data` stays as it is until done().
+  /// Begins to send; `data` stays as it is until done(), which it is not before the other node has
+  /// begun to receive: so the sender knows how far that is.
   virtual Transfer send(int node, int tag, const std::byte* data, std::size_t bytes) = 0;
   /// Begins to receive exactly `bytes`; `data` is not read until done().
   virtual Transfer receive(int node, int tag, std::byte* data, std::size_t bytes) = 0;

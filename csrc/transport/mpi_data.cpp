@@ -21,7 +21,9 @@ class MpiData final : public DataTransport {
 
   Transfer send(int node, int tag, const std::byte* data, std::size_t bytes) override {
     MPI_Request request = MPI_REQUEST_NULL;
-    check_mpi(MPI_Isend(data, count(bytes), MPI_BYTE, node, tag, comm_, &request), "MPI_Isend");
+    // Synchronous: what MPI would take in advance, and the receiver would have to keep, knows no
+    // window.
+    check_mpi(MPI_Issend(data, count(bytes), MPI_BYTE, node, tag, comm_, &request), "MPI_Issend");
     return keep(request);
   }
 

@@ -1,5 +1,7 @@
 """init() and shutdown(): whole worlds, parts of one, one after another."""
 
+import os
+
 import numpy as np
 import pytest
 from mpi.helpers import RANK, SIZE, assert_same_bits
@@ -21,11 +23,16 @@ def outside():
 
 def test_the_world_is_that_of_mpi():
     assert (hb.rank(), hb.size()) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
-    assert (hb.local_rank(), hb.local_size()) == (RANK, SIZE)
-    assert (hb.cross_rank(), hb.cross_size()) == (0, 1)
     hb.init()
     hb.init(MPI.COMM_WORLD)
     assert hb.size() == SIZE
+
+
+def test_ranks_are_counted_within_their_nodes_and_nodes_within_the_world():
+    node_size = int(os.environ.get("HVD_BACKUP_NODE_SIZE") or SIZE)
+    first = RANK - RANK % node_size
+    assert (hb.local_rank(), hb.local_size()) == (RANK - first, min(node_size, SIZE - first))
+    assert (hb.cross_rank(), hb.cross_size()) == (RANK // node_size, -(-SIZE // node_size))
 
 
 def test_parts_of_the_world_are_worlds(outside):

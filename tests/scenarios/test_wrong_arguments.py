@@ -11,11 +11,12 @@ SAME_CALLS = "every rank must make the same calls, in the same order"
 SAME_STEPS = "every rank must make the same number of steps"
 
 
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory):
+@pytest.fixture(scope="module", params=[3, 2, 1], ids="in_nodes_of_{}".format)
+def cases(request, tmp_path_factory):
     """Case -> what ranks 0, 1 and 2 got. It is rank 1 that does what the others do not."""
     folder = tmp_path_factory.mktemp("wrong")
-    run = run_ranks(3, PROGRAMS / "wrong_arguments.py", folder, timeout=90)
+    env = {"HVD_BACKUP_NODE_SIZE": str(request.param)}
+    run = run_ranks(3, PROGRAMS / "wrong_arguments.py", folder, env=env, timeout=90)
     assert run.returncode == 0, run
     by_rank = [{facts["case"]: facts for facts in rank} for rank in told(folder, 3)]
     return {case: [rank[case] for rank in by_rank] for case in by_rank[0]}
@@ -32,6 +33,11 @@ def cases(tmp_path_factory):
             "other_collective_on_one_rank_with_backups",
             ["partial_allreduce(float32[4])", "rank 1 in allgather_object()"],
         ),
+        (
+            "known_names_in_another_order_with_backups_then_a_barrier",
+            ["name='second'", "in barrier()"],
+        ),
+        ("other_options_on_one_rank", ["collective 1, partial", "backup_workers=1"]),
         ("parameters_frozen_on_one_rank", ["parameter 1: float32[2])", "rank 1 in Distributed"]),
         ("optimizers_in_another_order", ["collective 1, Distributed", "collective 2, Distributed"]),
         ("one_step_less_then_a_barrier", ["DistributedOptimizer(SGD", "rank 1 in barrier()"]),
@@ -75,6 +81,13 @@ def test_a_rank_with_fewer_steps_is_noticed_with_backups_when_all_meet(cases):
         assert facts["error"] == "Mismatch"
         assert "ranks 0, 2: barrier() after 5 rounds" in facts["text"]
         assert "rank 1: barrier() after 4 rounds" in facts["text"]
+
+
+def test_options_that_differ_from_the_first_call_on_are_told_with_their_ranks(cases):
+    for facts in cases["other_options_on_one_rank_at_first"]:
+        assert facts["error"] == "Mismatch"
+        assert "ranks 0, 2: partial_allreduce(float32[4]) with backup_workers=0" in facts["text"]
+        assert "rank 1: partial_allreduce(float32[4]) with backup_workers=1" in facts["text"]
 
 
 def test_a_rank_that_does_not_come_to_a_barrier_is_named_after_the_time_out(cases):

@@ -184,12 +184,30 @@ def test_a_rank_in_a_set_up_before_the_round_of_another_is_a_mismatch_if_the_rou
     assert "every rank must make the same calls" in str(raised.value)
 
 
-def test_a_rank_that_has_been_through_the_round_is_only_ahead(boards):
+def test_a_rank_of_another_node_that_has_been_through_the_round_is_only_ahead(nodes):
+    boards = nodes.boards
+    boards[0].check_same_call("round", 7)
+    boards[2].check_same_call("round", 7)
+    boards[2].enter_setup("a model", 8)
+    nodes.clock.now += TELL_SETUP_AFTER_S
+    boards[2].still_waiting()
+    nodes.pass_on()
+    for _ in range(3):
+        boards[0].check_same_call("round", 7)
+
+
+def test_a_rank_of_this_node_that_has_been_through_the_round_is_ahead_when_first_seen(boards):
     boards[0].check_same_call("round", 7)
     boards[1].check_same_call("round", 7)
     boards[1].enter_setup("a model", 8)
-    for _ in range(3):
-        boards[0].check_same_call("round", 7)
+    boards[0].check_same_call("round", 7)  # the next look of the wait finds the result
+
+
+def test_a_rank_of_this_node_that_stays_in_a_set_up_has_been_through_other_rounds(boards):
+    boards[1].enter_setup("barrier()", 8)
+    boards[0].check_same_call("collective 2", 7)
+    with pytest.raises(Mismatch, match=r"rank 0 is in collective 2, rank 1 in barrier\(\)"):
+        boards[0].check_same_call("collective 2", 7)
 
 
 def test_a_rank_that_is_seen_ahead_in_two_different_set_ups_is_none(boards):
@@ -199,7 +217,6 @@ def test_a_rank_that_is_seen_ahead_in_two_different_set_ups_is_none(boards):
         board.enter_setup("one", 1)
         board.finish_setup()
     boards[1].enter_setup("two", 2)
-    boards[0].check_same_call("round", 1)
     boards[0].check_same_call("round", 1)
 
 
@@ -375,6 +392,7 @@ class World:
         self.quorum = quorum
         self.done = [0] * len(programs)  # calls a rank has returned from
         self.inside = [False] * len(programs)
+        self.must_return = [False] * len(programs)
         self.arrived = {}  # call, how many times it was made -> ranks
 
     def key(self, rank):
@@ -400,8 +418,11 @@ class World:
                 self.nodes.receive(self.random.choice(full_wires))
             elif chance < 0.35:
                 self.nodes.clock.now += self.random.choice([0.01, 0.06, 0.5, 3.0])
-            elif chance < 0.6 and self.inside[rank]:
-                self.look(rank)  # its wait may be over: it has only not returned from it
+            elif chance < 0.6 and self.inside[rank] and not self.must_return[rank]:
+                self.look(rank)
+                # It asked whether the wait was over before the look, and asks again before the
+                # next one.
+                self.must_return[rank] = self.is_over(self.key(rank))
             else:
                 self.move(rank)
 
@@ -421,7 +442,7 @@ class World:
             if key[0] == "set-up":
                 board.enter_setup("set-up", self.rounds(rank))
         elif self.is_over(key):
-            self.inside[rank] = False
+            self.inside[rank] = self.must_return[rank] = False
             self.done[rank] += 1
             if key[0] == "set-up":
                 board.finish_setup()

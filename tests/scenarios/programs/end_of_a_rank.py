@@ -1,4 +1,7 @@
-"""Rank 1 ends in the middle of training, in the way the first argument says."""
+"""A rank ends in the middle of training.
+
+end_of_a_rank.py FOLDER WAY B [RANK]: which rank (1), and in what way.
+"""
 
 import os
 import sys
@@ -10,7 +13,9 @@ from facts import ARGUMENTS, start, tell
 import hvd_backup as hb
 
 WAY, B = ARGUMENTS[0], int(ARGUMENTS[1])
+WHO = int(ARGUMENTS[2]) if len(ARGUMENTS) > 2 else 1
 RANK, SIZE = start()
+END_AT = 300
 
 
 def end():
@@ -25,14 +30,22 @@ def end():
     # "signal": from the test
 
 
+def rounds():
+    """How many rounds this rank goes through; `return` is to come to one's end in good order."""
+    if WAY != "return":
+        return 1_000_000
+    return END_AT + 1 if RANK == WHO else END_AT + 200
+
+
 array = np.ones(70_000, np.float32)
 try:
-    for k in range(1_000_000):
-        if k == 300:
+    for k in range(rounds()):
+        if k == END_AT:
             tell(running=True)
-            if RANK == 1:
+            if RANK == WHO:
                 end()
         hb.partial_allreduce(array, backup_workers=B)
 except BaseException as error:
     tell(error=type(error).__name__, text=str(error))
     raise
+tell(rounds=rounds())

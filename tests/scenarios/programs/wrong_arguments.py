@@ -61,6 +61,22 @@ def other_collective_on_one_rank_with_backups():
             hb.partial_allreduce(ONES, backup_workers=1, window=2)
 
 
+def known_names_in_another_order_with_backups_then_a_barrier():
+    for name in ("first", "second"):
+        hb.partial_allreduce(ONES, name=name, backup_workers=1)
+    hb.partial_allreduce(ONES, name="second" if ODD else "first", backup_workers=1)
+    hb.barrier()
+
+
+def other_options_on_one_rank():
+    hb.partial_allreduce(ONES)
+    hb.partial_allreduce(ONES, **({"backup_workers": 1} if ODD else {}))
+
+
+def other_options_on_one_rank_at_first():
+    hb.partial_allreduce(ONES, backup_workers=1 if ODD else 0)
+
+
 def too_many_backups_on_one_rank():
     hb.partial_allreduce(ONES, backup_workers=SIZE if ODD else 0)
 
@@ -127,6 +143,9 @@ CASES = [
     known_names_in_another_order,
     other_collective_on_one_rank,
     other_collective_on_one_rank_with_backups,
+    known_names_in_another_order_with_backups_then_a_barrier,
+    other_options_on_one_rank,
+    other_options_on_one_rank_at_first,
     too_many_backups_on_one_rank,
     integers_on_one_rank,
     parameters_frozen_on_one_rank,
