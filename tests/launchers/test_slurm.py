@@ -80,6 +80,12 @@ def test_srun_starts_ranks_of_mpich_by_pmi2(cluster, other_mpi, tmp_path):
     assert_one_world(told(tmp_path, run), 4, "srun", run)
 
 
+def test_srun_without_pmi_is_refused_on_every_rank_of_mpich(cluster, other_mpi, tmp_path):
+    python = other_mpi("mpich") / "python"
+    run = cluster.srun("--mpi=none", *ONE_NODE, python, WORLD, tmp_path)
+    assert_refused(told(tmp_path, run), 4, "srun", "or 'srun --mpi=pmi2' (MPICH)", run)
+
+
 def test_the_srun_command_of_the_readme_makes_one_world(pmix_cluster, tmp_path):
     """What it trains is tested with the mpirun command beside it."""
     (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "srun -n" in line]
