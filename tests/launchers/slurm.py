@@ -4,8 +4,9 @@
         run = cluster.srun("--mpi=pmix", "-n", 4, "python", "program.py")
 
 Each node is a slurmd in namespaces of its own: a host name, because Open MPI looks up a rank's node
-by that name; mounts, for an /etc/hosts with the names; and process ids, because then nothing of a
-node outlives its slurmd. The daemons end with the process that started them.
+by that name; mounts, for an /etc/hosts with the names and a /dev/shm of its own; and process ids,
+because then nothing of a node outlives its slurmd. The daemons end with the process that started
+them.
 """
 
 from __future__ import annotations
@@ -245,7 +246,10 @@ class Cluster:
 
 
 def _on_node(name: str, hosts: Path) -> list[str]:
-    script = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+    script = (
+        'hostname "$0" && mount --bind "$1" /etc/hosts && shift && '
+        'mount -t tmpfs -o mode=1777 tmpfs /dev/shm && exec "$@"'
+    )
     return [*OWN_PROCESSES, "--uts", "sh", "-c", script, name, str(hosts)]
 
 

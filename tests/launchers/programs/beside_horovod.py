@@ -77,3 +77,5 @@ tell(
     trained={backups: compared(backups, theirs) for backups in (0, 1)},
     their_losses=their_losses,
 )
+# If Horovod has initialized MPI, it finalizes it on all ranks as soon as one of them ends.
+horovod.barrier()
