@@ -39,7 +39,8 @@ CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o
 CPP_BUILD := csrc/CMakeLists.txt $(wildcard csrc/cmake/*.cmake)
 MODULE_FILES := $(filter-out csrc/tests/%,$(CPP_FILES)) $(CPP_BUILD)
 
-.PHONY: help demo bench bench-training bench-choices bench-control test test-cpp test-unit test-mpi test-scenarios test-hosts sanitize lint \
+.PHONY: help demo bench bench-training bench-choices bench-control test test-cpp test-unit test-mpi test-scenarios test-hosts \
+        test-launchers other-mpis horovod sanitize lint \
         lint-python lint-types lint-layers lint-cpp lint-tidy lint-text format clean distclean
 
 help:
@@ -54,6 +55,8 @@ help:
 	@echo "make test-mpi        tests under mpirun                      (WORLDS='2 3' SPLITS=4x1)"
 	@echo "make test-scenarios  killed, stopped and interrupted ranks, the demo, the README"
 	@echo "make test-hosts      mpirun across hosts made of network namespaces (needs root)"
+	@echo "make test-launchers  mpirun of several MPIs, Slurm, horovodrun: those that are there"
+	@echo "make horovod         build Horovod for test-launchers          (5 minutes, once)"
 	@echo "make sanitize        the C++ tests under ASan, UBSan and TSan"
 	@echo "make lint            formatting, types, layers, clang-tidy, spelling"
 	@echo "make format          format all sources"
@@ -132,10 +135,11 @@ bench-control: $(DONE)/extension
 
 test:
 	@rm -rf $(LOGS)
-	@for suite in cpp unit mpi scenarios; do \
+	@for suite in cpp unit mpi scenarios hosts launchers; do \
 	  $(MAKE) --no-print-directory test-$$suite || break; \
 	done; \
-	$(BIN)/python tests/summary.py $(LOGS) cpp unit $(WORLDS:%=mpi-%) $(SPLITS:%=mpi-%) scenarios
+	$(BIN)/python tests/summary.py $(LOGS) \
+	  cpp unit $(WORLDS:%=mpi-%) $(SPLITS:%=mpi-%) scenarios hosts launchers
 
 # $(call cpp_tests,folder,options): configures and builds the C++ tests.
 cpp_tests = $(BIN)/cmake -S csrc -B $(1) -G Ninja -DHVD_BACKUP_PYTHON=OFF $(2) >$(1).log && \
@@ -167,6 +171,20 @@ test-scenarios: $(DONE)/extension $(DONE)/test
 test-hosts: $(DONE)/extension $(DONE)/test
 	@mkdir -p $(LOGS)
 	$(BIN)/python -m pytest tests/hosts $(PYTEST_ARGS) | tee $(LOGS)/hosts.log
+
+test-launchers: other-mpis $(DONE)/test
+	@mkdir -p $(LOGS)
+	$(BIN)/python -m pytest tests/launchers $(PYTEST_ARGS) | tee $(LOGS)/launchers.log
+
+# MPICH's wheel, and what Debian has installed beside the MPI of .venv.
+other-mpis: $(DONE)/extension
+	@for name in mpich debian-openmpi debian-mpich; do \
+	  [[ $$name = mpich || -x /usr/bin/mpicxx.$${name#debian-} ]] || continue; \
+	  tests/launchers/make_env.sh $$name; \
+	done
+
+horovod: $(DONE)/extension
+	tests/launchers/build_horovod.sh
 
 # TSan needs the addresses that programs had before kernels moved them about so widely.
 sanitize: $(DONE)/build

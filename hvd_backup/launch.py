@@ -8,6 +8,7 @@ notice. `detect` and the checks are pure functions of what they are given.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ HOROVODRUN_MPI = "horovodrun --mpi"
 HOROVODRUN_GLOO = "horovodrun --gloo"
 TORCHRUN = "torchrun"
 NONE = "none"
+
+BY_OPEN_MPI = (OPEN_MPI, HOROVODRUN_MPI)
+_LIKE_MPICH = re.compile("MPICH|MVAPICH|Intel\\(R\\) MPI")
 
 # Launcher, the variable that only it sets, and those with rank, size, local rank, local size.
 # Innermost first: mpirun and torchrun may be started by srun and then inherit its variables.
@@ -113,6 +117,36 @@ def check(launch: Launch, mpi_rank: int, mpi_size: int) -> None:
         f"{launch.launcher} started {launch.size} processes, but this one is rank {mpi_rank} of an "
         f"MPI world of {mpi_size}: {way_out}"
     )
+
+
+def check_before_init(launch: Launch, version: str) -> None:
+    """Raise LaunchError if Open MPI's mpirun started several processes with an MPI like MPICH.
+
+    That MPI may abort in MPI_Init, with words about PMI that name no way out, before ``check`` has
+    its turn. `version` is MPI_Get_library_version's text.
+    """
+    if launch.launcher not in BY_OPEN_MPI or (launch.size or 1) <= 1:
+        return
+    if _LIKE_MPICH.search(version):
+        raise LaunchError(
+            f"{launch.launcher} started {launch.size} processes, but the MPI of this one is "
+            f"{_first_line(version)}: {_WAY_OUT[launch.launcher].format(size=launch.size)}"
+        )
+
+
+def mpi4py_library_version() -> str:
+    """MPI_Get_library_version's text of the MPI that mpi4py.MPI calls; "" if it cannot be told.
+
+    Loads that MPI, but does not initialize it as an import of mpi4py.MPI would.
+    """
+    try:
+        module = importlib.util.find_spec("mpi4py.MPI")
+        function = ctypes.CDLL(module.origin if module else None).MPI_Get_library_version
+    except (AttributeError, ImportError, OSError, RuntimeError):
+        return ""
+    text, length = ctypes.create_string_buffer(8192), ctypes.c_int()  # of MPI_MAX_… and more
+    function(text, ctypes.byref(length))
+    return text.value.decode(errors="replace")
 
 
 def loaded_mpi_library() -> str:

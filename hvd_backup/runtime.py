@@ -232,6 +232,9 @@ def init(comm: MPI.Intracomm | None = None) -> None:
 
 
 def _load_mpi() -> Any:
+    how = launch.detect(os.environ)
+    if how.launcher in launch.BY_OPEN_MPI and "mpi4py.MPI" not in sys.modules:
+        launch.check_before_init(how, launch.mpi4py_library_version())
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

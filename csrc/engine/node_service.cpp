@@ -1,7 +1,6 @@
 #include "engine/node_service.hpp"
 
 #include <pthread.h>
-#include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -124,10 +123,7 @@ void NodeService::serve() {
       const std::lock_guard lock(turn_);
       rest = turn_or_fail() ? 0 : doze();
     }
-    if (rest == 0) {
-      sched_yield();
-      continue;
-    }
+    if (rest == 0) continue;
     // Without the lock: a rank may come meanwhile.
     for (const Poller::Ready& ready : bed_.wait(rest)) {
       std::uint64_t rings = 0;
@@ -152,11 +148,7 @@ void NodeService::run(Nanoseconds at_most) {
     rest = std::min(doze(), at_most);
     if (parts_.control) fd = parts_.control->fd();
   }
-  if (rest == 0) {
-    sched_yield();
-  } else {
-    Poller::sleep(fd, rest);
-  }
+  if (rest > 0) Poller::sleep(fd, rest);
 }
 
 void NodeService::stop() {

@@ -33,6 +33,7 @@ def tell(**facts: object) -> None:
 
 def mpi() -> None:
     """The MPI library and the world; ends with a partial all-reduce of all ranks."""
+    launch.check_before_init(launch.detect(os.environ), launch.mpi4py_library_version())
     import mpi4py
     from mpi4py import MPI
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hvd_backup.errors import LaunchError
-from hvd_backup.launch import Launch, check, check_same_library, detect
+from hvd_backup.launch import Launch, check, check_before_init, check_same_library, detect
 
 # As printed by `env` under each launcher, less what does not matter here.
 OPEN_MPI = {
@@ -104,6 +104,32 @@ def test_one_process_may_be_a_world_of_one():
     check(detect({}), 0, 1)
     check(detect(TORCHRUN | {"WORLD_SIZE": "1"}), 0, 1)
     check(detect(OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"}), 0, 1)
+
+
+@pytest.mark.parametrize(
+    "version", ["MPICH Version:      5.0.2\nMPICH Release date", "Intel(R) MPI Library 2021.12"]
+)
+def test_an_mpi_that_would_abort_under_open_mpis_mpirun_is_refused_before(version):
+    with pytest.raises(LaunchError) as raised:
+        check_before_init(detect(OPEN_MPI), version)
+    text = str(raised.value)
+    assert text.startswith("mpirun (Open MPI) started 4 processes, but the MPI of this one is ")
+    assert version.partition("\n")[0] in text
+    assert "start with the mpirun that lies beside mpi4py's library" in text
+
+
+@pytest.mark.parametrize(
+    ("environ", "version"),
+    [
+        (OPEN_MPI, "Open MPI v5.0.11, package: …"),
+        (OPEN_MPI, ""),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, "MPICH Version: 4.0.2"),
+        (SRUN, "MPICH Version: 4.0.2"),
+        (HYDRA, "MPICH Version: 4.0.2"),
+    ],
+)
+def test_before_mpi_is_initialized_only_what_cannot_work_is_refused(environ, version):
+    check_before_init(detect(environ), version)
 
 
 def test_one_library_is_accepted_under_two_names(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from mpi4py import MPI
 
 from hvd_backup import _mpi
-from hvd_backup.launch import check_same_library, loaded_mpi_library
+from hvd_backup.launch import check_same_library, loaded_mpi_library, mpi4py_library_version
 
 
 def test_the_extension_calls_the_library_that_mpi4py_has_loaded():
@@ -15,6 +15,20 @@ def test_the_extension_calls_the_library_that_mpi4py_has_loaded():
     assert version == MPI.Get_library_version().strip("\0")
     assert path == loaded_mpi_library() != ""
     check_same_library(MPI.Get_library_version(), loaded_mpi_library(), version, path)
+
+
+def test_the_library_is_known_before_it_is_initialized():
+    program = """
+from hvd_backup.launch import mpi4py_library_version
+version = mpi4py_library_version()
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+assert not MPI.Is_initialized()
+assert version == MPI.Get_library_version().strip("\\0") != ""
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert mpi4py_library_version() == MPI.Get_library_version().strip("\0")
 
 
 def test_a_communicator_of_mpi4py_is_understood():
