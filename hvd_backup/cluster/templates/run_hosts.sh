@@ -4,7 +4,7 @@
 set -euo pipefail
 
 # edit: host:ranks,host:ranks. The first host is the one this runs on; it must reach the others by
-# ssh without a password. If `hvd-backup doctor` refuses several hosts, this version needs one.
+# ssh without a password.
 hosts=localhost:5
 # edit: b, the ranks that a round does not wait for
 backup_workers=1
