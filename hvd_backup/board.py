@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,14 @@ _TEXT = 960  # bytes of a text in a row, which has two and numbers besides
 _KIND = 32
 
 _SETUP, _ROUND = "set-up", "round"
+
+# Changes from one collective to another that a rank remembers.
+_CHANGES = 256
+
+_SAME_CALLS = (
+    "every rank must make the same calls, in the same order, with the same names, shapes, dtypes "
+    "and options"
+)
 
 
 class Row(NamedTuple):
@@ -71,6 +80,7 @@ class Board:
         self._seen: dict[int, Row] = {}  # rows that this node has got, as of the last look
         self._failures: dict[int, Row] = {}  # those that have failed
         self._mine = Row()
+        self._changes: deque[tuple[int, str]] = deque(maxlen=_CHANGES)
         self._here = ("", 0, "")  # the call of this rank, in full
         self._since = 0.0  # when it came there
         self._met: set[int] = set()  # ranks of this node seen in a set-up since it came there
@@ -152,6 +162,26 @@ class Board:
         }
         return sorted(set(range(self._world)) - here)
 
+    def changes_to(self, call: str, rounds: int) -> None:
+        """Note that this rank, after `rounds` rounds, has been through one of `call`."""
+        self._changes.append((rounds, _cut(call, _TEXT)))
+
+    def check_same_rounds(self) -> None:
+        """While this rank waits, in whatever call.
+
+        Raises Mismatch if another rank waits in a round that was one of another collective here.
+        """
+        self._look()
+        for rank, row in sorted(self._seen.items()):
+            if row.doing != _ROUND or row.rounds >= self._mine.rounds:
+                continue
+            been = self._been_in(row.rounds)
+            if been and been != row.call:
+                raise errors.Mismatch(
+                    f"rank {self._rank} is in {self._here[2]} after {been}, rank {rank} in "
+                    f"{row.call}; {_SAME_CALLS}"
+                )
+
     def still_waiting(self) -> None:
         """This rank is still in the call that it has noted. To be called while waiting.
 
@@ -192,10 +222,14 @@ class Board:
                 self._met.add(rank)
             if other_round or other_setup or stays:
                 raise errors.Mismatch(
-                    f"rank {self._rank} is in {mine}, rank {rank} in {row.call}; every rank must "
-                    "make the same calls, in the same order, with the same names, shapes, dtypes "
-                    "and options"
+                    f"rank {self._rank} is in {mine}, rank {rank} in {row.call}; {_SAME_CALLS}"
                 )
+        self.check_same_rounds()
+
+    def _been_in(self, number: int) -> str:
+        """Of which collective this rank's round of that number was; empty if not known any more."""
+        calls = (call for first, call in reversed(self._changes) if first <= number)
+        return next(calls, "")
 
     def _come_to(self, doing: str, rounds: int, call: str) -> bool:
         """Note the call that this rank is in. False if it was there before."""

@@ -203,7 +203,7 @@ class Exchange:
             round_ = self._core.allreduce(src, dst, weight)
         except _ENDING as error:
             raise self._failed(error) from None
-        self._runtime.rounds += 1
+        self._runtime.went_through(self._call)
         return round_
 
     def leave(self) -> None:
@@ -221,7 +221,7 @@ class Exchange:
 
     def _record(self, round_: Round) -> None:
         self.stats.add(round_)
-        self._runtime.rounds += 1
+        self._runtime.went_through(self._call)
         if round_.waited_for_window_s > 0.01 and not self._warned_of_window:
             self._warn_of_window(round_)
 

@@ -46,6 +46,7 @@ class Runtime:
         self.plans: dict[Any, Any] = {}
         self.exchanges = 0
         """Exchanges made so far."""
+        self._last_call = ""
         self.rounds = 0
         """Rounds this rank has been through, all exchanges together."""
         notes = places.shared_segment(Board.bytes(self.size))
@@ -85,6 +86,7 @@ class Runtime:
         while not request.Test():
             self.board.still_waiting()
             self.board.check()
+            self.board.check_same_rounds()
             if dead := self.board.dead():
                 raise errors.PeerFailed(
                     f"{call}: {ranks_have(dead)} died; start again from the last checkpoint"
@@ -100,6 +102,13 @@ class Runtime:
                 )
             time.sleep(nap)
             nap = min(2 * nap, 5e-3)
+
+    def went_through(self, call: str) -> None:
+        """This rank has been through one more round, of this collective."""
+        if call is not self._last_call:
+            self._last_call = call
+            self.board.changes_to(call, self.rounds)
+        self.rounds += 1
 
     def failing_together(self) -> _FailingTogether:
         """A context in which an error of this package reaches the other ranks as well."""

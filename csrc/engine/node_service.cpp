@@ -256,6 +256,7 @@ bool NodeService::tell_coordinator() {
   for (const int rank : parts_.nodes.ranks(parts_.node)) {
     if (!parts_.rows.take_untold(rank)) continue;
     submit(row_frame(rank));
+    somebody_left_ = somebody_left_ || parts_.rows.flags(rank) != 0;
     told = true;
   }
   // After the rows, which may say why: a rank writes its last words before it leaves.
@@ -367,10 +368,10 @@ void NodeService::take_row(const Frame& frame) {
     parts_.rows.write(head.row, frame.payload.data() + sizeof head,
                       frame.payload.size() - sizeof head);
   }
+  somebody_left_ = somebody_left_ || head.flags != 0;
   for (const Rows::Flag flag : {Rows::kLeft, Rows::kDead}) {
     if ((head.flags & flag) != 0) parts_.rows.set(head.row, flag);
   }
-  if (head.flags != 0) patrolled_at_ = 0;  // all may be over
 }
 
 // A node is gone, with all its ranks.
@@ -389,7 +390,8 @@ void NodeService::bury(int rank) {
 }
 
 void NodeService::patrol(Nanoseconds now) {
-  if (now - patrolled_at_ < kPatrol) return;
+  if (now - patrolled_at_ < kPatrol && !somebody_left_) return;
+  somebody_left_ = false;
   patrolled_at_ = now;
   for (const int rank : parts_.dead()) bury(rank);
   drop_what_is_over();
@@ -406,7 +408,8 @@ void NodeService::drop_what_is_over() {
   }
   const bool all_told = all_left() && !parts_.control->has_unsent();
   if (!all_told || all_left_at_ == 0) all_left_at_ = all_told ? patrolled_at_ : 0;
-  const bool over = all_left_at_ != 0 && (is_idle() || patrolled_at_ - all_left_at_ > kDrain);
+  const bool over = all_left_at_ != 0 && (is_idle() || !parts_.rows.with(Rows::kDead).empty() ||
+                                          patrolled_at_ - all_left_at_ > kDrain);
   const std::lock_guard lock(mutex_);
   if (over == over_) return;
   over_ = over;

@@ -109,7 +109,8 @@ class NodeService final : public Errand {
   std::map<std::uint32_t, Channel> channels_;
   Nanoseconds moved_at_ = 0;
   Nanoseconds patrolled_at_ = 0;
-  bool dozing_ = false;  // the doorbell rings
+  bool dozing_ = false;          // the doorbell rings
+  bool somebody_left_ = false;   // since the last patrol
   Nanoseconds all_left_at_ = 0;  // every rank has left or is dead since then; 0: not yet
 
   mutable std::mutex mutex_;  // of what follows

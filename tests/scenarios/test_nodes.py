@@ -6,6 +6,8 @@ import re
 import signal
 import socket
 import time
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,8 @@ class End:
 
     def __init__(self, folder, way, b, who, then=lambda *_: None):
         before = shared_memory()
-        with start_ranks(4, END, folder, way, b, who, env=IN_PAIRS) as ranks:
+        env = {**IN_PAIRS, "PRTE_MCA_odls_base_sigkill_timeout": "4"}
+        with start_ranks(4, END, folder, way, b, who, env=env) as ranks:
             self.pids = ranks.pids()
             while not all(told(folder, 4)):
                 time.sleep(0.01)
@@ -38,7 +41,7 @@ class End:
                 time.sleep(0.05)
             assert ranks.survivors() == []
         assert shared_memory() <= before
-        self.facts = [rank[-1] for rank in told(folder, 4)]
+        self.facts = [reduce(or_, reversed(rank)) for rank in told(folder, 4)]
         self.survivors = [rank for rank in WORLD if rank != who]
 
 
@@ -48,8 +51,9 @@ def assert_survivors_raise(end, *words, within=5):
     for rank in end.survivors:
         assert end.facts[rank].get("error") == "PeerFailed", end.run
         for word in words:
-            assert word in end.facts[rank]["text"]
+            assert re.search(word, end.facts[rank]["text"])
         assert end.facts[rank]["at"] - end.began < within
+        assert end.facts[rank].get("at_exit"), end.run
 
 
 # Rank 0's process has the coordinator, rank 2's its node's service; rank 3's neither.
@@ -57,7 +61,9 @@ def assert_survivors_raise(end, *words, within=5):
 @pytest.mark.parametrize("who", [0, 2, 3])
 def test_kill_9_makes_the_ranks_of_all_nodes_raise(tmp_path, who, b):
     end = End(tmp_path, "signal", b, who, lambda end, _: os.kill(end.pids[who], signal.SIGKILL))
-    assert_survivors_raise(end, f"rank {who}", "start again from the last checkpoint")
+    # With the process of its service a whole node is gone.
+    dead = rf"ranks? [\d, ]*{who}[\d, ]* ha|the process of rank {who}"
+    assert_survivors_raise(end, dead, "start again from the last checkpoint")
 
 
 @pytest.mark.parametrize("who", [0, 2, 3])
@@ -112,11 +118,37 @@ def test_ctrl_c_on_every_rank_ends_all_nodes(tmp_path):
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     """Case -> what the ranks got; see programs/nodes.py."""
-    folder = tmp_path_factory.mktemp("nodes")
-    run = run_ranks(4, PROGRAMS / "nodes.py", folder, env=IN_PAIRS, timeout=120)
+    return {
+        **run_cases(tmp_path_factory.mktemp("alone"), 3, *ALONE),
+        **run_cases(tmp_path_factory.mktemp("pairs"), 2, *PAIRS),
+    }
+
+
+# Rank 3 alone on its node, and beside rank 2.
+ALONE = [
+    "late_rank_with_room",
+    "late_rank_and_little_room",
+    "window_stays_full",
+    "window_of_small_results_stays_full",
+]
+PAIRS = [
+    "quorum_never_comes",
+    "stopped_rank_with_room",
+    "stopped_first_rank_of_a_node",
+    "stopped_coordinator",
+    "two_optimizers",
+    "closed_while_a_late_rank_loads",
+    "more_plans_than_are_kept",
+    "worlds_one_after_another",
+]
+
+
+def run_cases(folder, node_size, *names):
+    env = {"HVD_BACKUP_NODE_SIZE": str(node_size)}
+    run = run_ranks(4, PROGRAMS / "nodes.py", folder, *names, env=env, timeout=90)
     assert run.returncode == 0, run
     by_rank = [{facts["case"]: facts for facts in rank} for rank in told(folder, 4)]
-    return {case: [rank[case] for rank in by_rank] for case in by_rank[0]}
+    return {case: [rank[case] for rank in by_rank] for case in names}
 
 
 @pytest.mark.parametrize(
@@ -156,8 +188,9 @@ def test_a_time_out_names_the_rank_of_another_node_that_is_missing(cases, rank):
 
 
 @pytest.mark.parametrize("rank", WORLD)
-def test_a_time_out_names_the_rank_of_another_node_that_fills_the_window(cases, rank):
-    facts = cases["window_stays_full"][rank]
+@pytest.mark.parametrize("case", ["window_stays_full", "window_of_small_results_stays_full"])
+def test_a_time_out_names_the_rank_of_another_node_that_fills_the_window(cases, case, rank):
+    facts = cases[case][rank]
     assert facts["error"] == "RoundTimeout"
     assert re.search(
         r"window of 10 results is full after 1\.\d s; rank 3 has yet to", facts["text"]
@@ -171,13 +204,13 @@ def test_closing_disturbs_no_rank_that_is_behind(cases):
 def test_worlds_that_were_left_leave_no_threads(cases):
     for facts in cases["worlds_one_after_another"]:
         after_three, after_six = facts["threads"]
-        assert after_six == after_three
+        assert after_six < after_three + 2
 
 
 def test_a_node_that_stands_still_for_a_second_changes_no_bits(tmp_path):
-    with start_ranks(4, PROGRAMS / "tight_loop.py", tmp_path, 4, env=IN_PAIRS) as ranks:
+    with start_ranks(3, PROGRAMS / "tight_loop.py", tmp_path, 4, env=IN_PAIRS) as ranks:
         pids = ranks.pids()
-        while not all(told(tmp_path, 4)):
+        while not all(told(tmp_path, 3)):
             time.sleep(0.05)
         for node in (pids[2:], pids[:2]):
             for pid in node:
@@ -188,12 +221,13 @@ def test_a_node_that_stands_still_for_a_second_changes_no_bits(tmp_path):
             time.sleep(0.3)
         run = ranks.wait(60)
     assert run.returncode == 0, run
-    assert_right(tmp_path, 4)
+    assert_right(tmp_path)
 
 
-def assert_right(folder, world):
-    facts = [rank[-1] for rank in told(folder, world)]
-    assert [rank["wrong"] for rank in facts] == [0] * world
+def assert_right(folder):
+    """What the ranks of tight_loop.py told."""
+    facts = [rank[-1] for rank in told(folder, 3)]
+    assert [rank["wrong"] for rank in facts] == [0, 0, 0]
     assert len({(rank["rounds"], rank["digest"]) for rank in facts}) == 1
     return facts
 
@@ -202,8 +236,12 @@ def assert_right(folder, world):
 
 
 def listening_ports(pid):
-    """TCP ports, open to every address, at which a process listens."""
-    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.exists()]
+    """TCP ports, chosen by the system, at which a process listens at every address."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    links = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            links.append(str(path.readlink()))
     inodes = set(re.findall(r"socket:\[(\d+)\]", "\n".join(links)))
     ports = set()
     for table in ("tcp", "tcp6"):
@@ -212,7 +250,7 @@ def listening_ports(pid):
             address, port = fields[1].split(":")
             if fields[3] == "0A" and fields[9] in inodes and not address.strip("0"):
                 ports.add(int(port, 16))
-    return ports
+    return {port for port in ports if port >= first}  # MPI's own have other numbers
 
 
 def test_strangers_at_the_coordinators_port_change_nothing(tmp_path):
@@ -224,16 +262,14 @@ def test_strangers_at_the_coordinators_port_change_nothing(tmp_path):
         pids = ranks.pids()
         while not all(told(tmp_path, 3)):
             time.sleep(0.05)
-        ports = listening_ports(pids[0]) - listening_ports(pids[1])
-        assert ports
-        for port in ports:
-            for data in rubbish * 30:
-                stranger = stack.enter_context(socket.create_connection(("localhost", port), 5))
-                with contextlib.suppress(ConnectionError):
-                    stranger.sendall(data)
+        (port,) = listening_ports(pids[0])
+        for data in rubbish * 30:
+            stranger = stack.enter_context(socket.create_connection(("localhost", port), 5))
+            with contextlib.suppress(ConnectionError):
+                stranger.sendall(data)
         run = ranks.wait(60)
     assert run.returncode == 0, run
-    assert min(facts["rounds"] for facts in assert_right(tmp_path, 3)) > 50
+    assert min(facts["rounds"] for facts in assert_right(tmp_path)) > 50
 
 
 def start_somehow(folder, thread_level="multiple", **env):

@@ -96,5 +96,10 @@ def test_a_rank_that_does_not_come_to_a_barrier_is_named_after_the_time_out(case
         assert "missing rank 1; raise timeout=" in facts["text"]
 
 
+def test_no_error_is_told_as_an_earlier_one_when_it_is_told_first(cases):
+    texts = [facts["text"] for ranks in cases.values() for facts in ranks]
+    assert [text for text in texts if "told before" in text] == []
+
+
 def test_nobody_waits_long_for_any_of_these_errors(cases):
     assert {case for case, ranks in cases.items() if max(f["seconds"] for f in ranks) > 10} == set()

@@ -374,6 +374,37 @@ def test_ranks_of_different_nodes_in_different_rounds_raise_mismatch_when_they_h
             boards[one].check_same_call(mine, 5)
 
 
+def test_a_round_that_was_one_of_another_collective_here_is_a_mismatch_in_any_later_call(nodes):
+    boards = nodes.boards
+    for number, call in enumerate(["first", "second"]):
+        for board in boards:
+            board.changes_to(call, number)
+    boards[0].changes_to("first", 2)
+    boards[2].check_same_call("second", 2)
+    nodes.clock.now += TELL_AFTER_S
+    boards[2].check_same_call("second", 2)
+    nodes.pass_on()
+    boards[0].enter_setup("barrier()", 3)
+    with pytest.raises(Mismatch, match=r"rank 0 is in barrier\(\) after first, rank 2 in second"):
+        boards[0].check_same_rounds()
+    boards[1].check_same_call("second", 2)  # is not there yet
+    boards[1].changes_to("third", 3)
+    boards[1].enter_setup("barrier()", 4)
+    boards[1].check_same_rounds()  # rank 2 is only behind
+
+
+def test_what_was_too_long_ago_is_no_mismatch(nodes):
+    boards = nodes.boards
+    for number in range(1000):
+        boards[0].changes_to(f"collective {number}", number)
+    boards[0].enter_setup("barrier()", 1000)
+    boards[1].check_same_call("another", 5)
+    boards[0].check_same_rounds()
+    boards[1].check_same_call("another", 995)
+    with pytest.raises(Mismatch, match=r"after collective 995, rank 1 in another"):
+        boards[0].check_same_rounds()
+
+
 # ---- random interleavings of lockstep programs --------------------------------------------------
 
 
@@ -443,14 +474,17 @@ class World:
                 board.enter_setup("set-up", self.rounds(rank))
         elif self.is_over(key):
             self.inside[rank] = self.must_return[rank] = False
-            self.done[rank] += 1
             if key[0] == "set-up":
                 board.finish_setup()
+            else:
+                board.changes_to(key[0], self.rounds(rank))
+            self.done[rank] += 1
 
     def look(self, rank):
         board, (call, _) = self.nodes.boards[rank], self.key(rank)
         if call == "set-up":
             board.still_waiting()
+            board.check_same_rounds()
         else:
             board.check_same_call(call, self.rounds(rank))
 

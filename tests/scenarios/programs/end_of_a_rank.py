@@ -1,9 +1,12 @@
 """A rank ends in the middle of training.
 
-end_of_a_rank.py FOLDER WAY B [RANK]: which rank (1), and in what way.
+end_of_a_rank.py FOLDER WAY B [RANK]: which rank (1), and in what way. With RANK, ranks also tell
+when they have come through what hvd_backup does at exit.
 """
 
+import atexit
 import os
+import signal
 import sys
 import time
 
@@ -14,6 +17,10 @@ import hvd_backup as hb
 
 WAY, B = ARGUMENTS[0], int(ARGUMENTS[1])
 WHO = int(ARGUMENTS[2]) if len(ARGUMENTS) > 2 else 1
+if len(ARGUMENTS) > 2:
+    atexit.register(lambda: tell(at_exit=True))  # before hvd_backup's, to be called after it
+    # When a rank fails, mpirun asks the others to end. It leaves them a while, and so do we.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 RANK, SIZE = start()
 END_AT = 300
 
