@@ -61,9 +61,6 @@ def test_one_task_of_srun_without_pmix_is_a_world_of_one(cluster, tmp_path):
     assert [one["size"] for one in told(tmp_path, run)] == [1]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="several nodes come with the multi-node engine"
-)
 @pytest.mark.parametrize("launcher", ["srun", "mpirun (Open MPI)"])
 def test_ranks_on_two_nodes_are_one_world(pmix_cluster, open_mpi, tmp_path, launcher):
     start = "srun --mpi=pmix" if launcher == "srun" else f"{open_mpi} -n 4 --map-by slot"
