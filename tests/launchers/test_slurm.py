@@ -61,9 +61,6 @@ def test_one_task_of_srun_without_pmix_is_a_world_of_one(cluster, tmp_path):
     assert [one["size"] for one in told(tmp_path, run)] == [1]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="several nodes come with the multi-node engine"
-)
 @pytest.mark.parametrize("launcher", ["srun", "mpirun (Open MPI)"])
 def test_ranks_on_two_nodes_are_one_world(pmix_cluster, open_mpi, tmp_path, launcher):
     start = "srun --mpi=pmix" if launcher == "srun" else f"{open_mpi} -n 4 --map-by slot"
@@ -71,6 +68,16 @@ def test_ranks_on_two_nodes_are_one_world(pmix_cluster, open_mpi, tmp_path, laun
     everybody = told(tmp_path, run)
     assert sorted(one["host"] for one in everybody) == ["n0", "n0", "n1", "n1"], run
     assert_one_world(everybody, 4, launcher, run, ranks_per_node=2)
+
+
+def test_two_nodes_refuse_a_low_thread_level_on_every_rank(pmix_cluster, tmp_path):
+    run = pmix_cluster.srun("--mpi=pmix", *TWO, PYTHON, WORLD, tmp_path, "funneled")
+    everybody = told(tmp_path, run)
+    assert [one["mpi_rank"] for one in everybody] == [0, 1, 2, 3], run
+    for one in everybody:
+        assert (one["error"], one["thread_level"]) == ("LaunchError", "funneled")
+        assert "MPI_THREAD_MULTIPLE" in one["text"]
+        assert "mpi4py.rc.thread_level" in one["text"]
 
 
 def test_srun_starts_ranks_of_mpich_by_pmi2(cluster, other_mpi, tmp_path):
