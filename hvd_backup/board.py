@@ -11,6 +11,7 @@ later it is read: that it has waited in this call, after so many set-ups and rou
 from __future__ import annotations
 
 import json
+import re
 import time
 import weakref
 from collections import deque
@@ -29,6 +30,11 @@ _TEXT = 960  # bytes of a text in a row, which has two and numbers besides
 _KIND = 32
 
 _SETUP, _ROUND = "set-up", "round"
+
+# Kinds of failures that keep their kind on the other ranks, and how one begins that a rank has
+# itself been told of.
+_OURS = ("Mismatch", "RoundTimeout", "PeerFailed")
+_OF_ANOTHER = re.compile(r"rank \d+ failed(:| with )")
 
 # Changes from one collective to another that a rank remembers.
 _CHANGES = 256
@@ -122,11 +128,15 @@ class Board:
         if self._told:
             text += " (this failure was told before; all ranks: shutdown(), then init(), to go on)"
         self._told = True
-        if kind in ("Mismatch", "RoundTimeout"):
-            of_kind: type[errors.Error] = getattr(errors, kind)
-            error = of_kind(text if rank == self._rank else f"rank {rank} failed: {text}")
+        passed_on = kind in _OURS and _OF_ANOTHER.match(text)
+        if kind == "PeerFailed" or kind not in _OURS:
+            error: errors.Error = errors.PeerFailed(
+                text if passed_on else f"rank {rank} failed with {kind}: {text}"
+            )
         else:
-            error = errors.PeerFailed(f"rank {rank} failed with {kind}: {text}")
+            is_whole = passed_on or rank == self._rank
+            of_kind: type[errors.Error] = getattr(errors, kind)
+            error = of_kind(text if is_whole else f"rank {rank} failed: {text}")
         self._raised = weakref.ref(error)
         raise error
 

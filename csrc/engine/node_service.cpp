@@ -347,7 +347,7 @@ void NodeService::deliver(const Frame& frame) {
   }
 }
 
-Frame NodeService::row_frame(int row) {
+Frame NodeService::row_frame(int row) const {
   const RowHead head{row, parts_.rows.flags(row)};  // before the message: see Rows
   const std::vector<std::byte> message = parts_.rows.read(row);
   std::vector<std::byte> payload(sizeof head + message.size());

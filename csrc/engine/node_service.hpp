@@ -87,7 +87,7 @@ class NodeService final : public Errand {
   void publish(const std::vector<Frame>& frames);
   void deliver(const Frame& frame);
   void take_row(const Frame& frame);
-  Frame row_frame(int row);
+  Frame row_frame(int row) const;
   void lose(int node);
   void bury(int rank);
   void patrol(Nanoseconds now);

@@ -42,7 +42,7 @@ class RoundLedger {
   bool expire(Nanoseconds now);
 
   /// Takes over what a coordinator decided, as of `now` on this node's clock.
-  void adopt(const Seal& seal, Nanoseconds now);
+  void adopt(const Seal& decided, Nanoseconds now);
   /// Takes over what a coordinator knows of a round that is open still: who has arrived.
   void adopt(const NodeReport& so_far);
 

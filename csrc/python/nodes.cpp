@@ -113,6 +113,7 @@ void bind_nodes(py::module_& m) {
     const Token token = make_token();
     return py::bytes(reinterpret_cast<const char*>(token.data()), token.size());
   });
+  // NOLINTNEXTLINE(bugprone-unused-raii): it is the module's
   py::class_<DataTransport, std::shared_ptr<DataTransport>>(m, "DataTransport");
   py::class_<DoorbellHandle>(m, "Doorbell")
       .def_readonly_static("BYTES", &Doorbell::kBytes)

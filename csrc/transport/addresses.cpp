@@ -65,6 +65,7 @@ std::vector<std::string> own_addresses(const std::string& interface) {
   std::stable_sort(found.begin(), found.end(),
                    [](const Found& a, const Found& b) { return a.order < b.order; });
   std::vector<std::string> addresses;
+  addresses.reserve(found.size());
   for (const Found& one : found) addresses.push_back(one.address);
   return addresses;
 }

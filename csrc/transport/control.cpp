@@ -304,6 +304,7 @@ std::vector<Control::Event> ControlLink::poll(Nanoseconds timeout) {
     if (ready.readable) lost = !socket_.receive(frames);
   }
   std::vector<Event> events;
+  events.reserve(frames.size() + 1);
   for (Frame& frame : frames) events.push_back({Event::Kind::frame, 0, std::move(frame)});
   if (lost && !is_lost_) {
     is_lost_ = true;

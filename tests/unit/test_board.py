@@ -102,6 +102,13 @@ def test_an_error_of_the_user_is_raised_as_a_failed_peer(boards):
         boards[0].check()
 
 
+@pytest.mark.parametrize("kind", [RoundTimeout, PeerFailed])
+def test_a_failure_that_a_rank_has_only_passed_on_is_told_as_that_of_the_first(boards, kind):
+    boards[0].fail(kind("rank 1 failed: round 3: missing rank 7"))
+    with pytest.raises(kind, match=r"^rank 1 failed: round 3: missing rank 7$"):
+        boards[2].check()
+
+
 def test_the_first_failure_stays(boards):
     boards[0].fail(Mismatch("first"))
     boards[1].fail(PeerFailed("second"))
