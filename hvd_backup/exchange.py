@@ -81,7 +81,7 @@ class Exchange:
             self.options.backup_workers,
             self.options.window,
             self.layout,
-            _chunk(nbytes),
+            _chunk(nbytes, between_nodes=world.internode is not None),
             world.places.local_ranks if world.internode is not None else [],
         )
         this = weakref.ref(self)  # a patrol that kept its exchange alive would leak both
@@ -267,6 +267,8 @@ class Exchange:
         )
 
 
-def _chunk(nbytes: int) -> int:
-    """Bytes that one helper reduces at a time (measured: docs/architecture.md)."""
+def _chunk(nbytes: int, *, between_nodes: bool) -> int:
+    """Bytes that one helper reduces at a time, or one message has (measured: architecture.md)."""
+    if between_nodes:
+        return 64 * 1024 if nbytes <= 128 * 1024 else 512 * 1024
     return 64 * 1024 if nbytes <= 4 << 20 else 256 * 1024
