@@ -1,6 +1,7 @@
 """Trains a small model: train.py BACKUP_WORKERS [STEPS [SLOW_HOST [SECONDS]]].
 
-The ranks on the host of that name sleep for so long in each step. Each rank prints a line of JSON:
+The ranks on the host of that name sleep for so long in each step. Rank 0 says when ten steps are
+done. In the end each rank prints a line of JSON:
 a digest of its parameters and of the optimizer's state, the losses, and what it saw of the rounds.
 """
 
@@ -41,7 +42,9 @@ opt = hvd.DistributedOptimizer(opt, backup_workers=BACKUP_WORKERS)
 hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 began = time.monotonic()
 losses = []
-for _ in range(STEPS):
+for step in range(STEPS):
+    if step == 10 and RANK == 0:
+        print("ten steps done", flush=True)
     x = torch.randn(16, 6)  # of this rank's seed: each has data of its own
     with opt.attempt():
         opt.zero_grad()
