@@ -119,7 +119,7 @@ std::string NodeService::problem() const {
 void NodeService::serve() {
   while (!closed_) {
     Nanoseconds rest = kPatrol;
-    if (!visited_) {
+    if (visitors_ == 0) {
       const std::lock_guard lock(turn_);
       rest = turn_or_fail() ? 0 : doze();
     }
@@ -134,9 +134,9 @@ void NodeService::serve() {
 }
 
 void NodeService::start() {
-  visited_ = true;
+  const bool is_first = visitors_.fetch_add(1) == 0;
   const std::lock_guard lock(turn_);
-  if (parts_.control) bed_.remove(parts_.control->fd());
+  if (is_first && parts_.control) bed_.remove(parts_.control->fd());
 }
 
 void NodeService::run(Nanoseconds at_most) {
@@ -153,9 +153,9 @@ void NodeService::run(Nanoseconds at_most) {
 
 void NodeService::stop() {
   const std::lock_guard lock(turn_);
-  visited_ = false;
+  const bool is_last = visitors_.fetch_sub(1) == 1;
   turn_or_fail();
-  if (!parts_.control) return;
+  if (!is_last || !parts_.control) return;
   // From here on, whoever rings wakes the thread; what there is already it must be told.
   const Nanoseconds rest = doze();
   bed_.add(parts_.control->fd(), kControl);

@@ -101,7 +101,7 @@ class NodeService final : public Errand {
   std::thread thread_;
   Poller bed_;  // where the thread sleeps: it watches the control channel unless a rank is here
   int alarm_ = -1;
-  std::atomic<bool> visited_{false};  // a rank does the work
+  std::atomic<int> visitors_{0};  // threads that do the work: of the rank, as a rule one
 
   std::mutex turn_;  // of what follows
   Parts parts_;

@@ -151,6 +151,31 @@ TEST_CASE("a node cut off from the others delays them only when the window is fu
   world.round({2, 1});
 }
 
+TEST_CASE("two threads of a process may go through rounds of two collectives at a time") {
+  NodeNetwork network({0, 1});
+  const Policy policy = full_sync(2);
+  std::vector<Memory> memory;
+  std::vector<std::unique_ptr<Collective>> ranks;
+  for (std::uint32_t channel = 1; channel <= 2; ++channel) {
+    for (int rank = 0; rank < 2; ++rank) {
+      const ArenaSpec spec = Collective::spec(policy, 1, {{DType::float32, 100}}, 4096, {rank});
+      memory.emplace_back(Arena::bytes(spec));
+      const Arena arena(spec, memory.back().data());
+      Options options = calm();
+      options.policy = policy;
+      options.service = network.doorbell(rank);
+      options.errand = network.service(rank);
+      network.service(rank)->add(channel, arena, options, nullptr);
+      ranks.push_back(std::make_unique<Collective>(arena, rank, options));
+    }
+  }
+  check::in_threads(4, [&](int i) {
+    Collective& mine = *ranks[static_cast<std::size_t>(i)];
+    for (int round = 0; round < 100; ++round) CHECK_EQ(mine.arrive_and_wait().weight, 2.0);
+  });
+  ranks.clear();
+}
+
 TEST_CASE("a late gradient that is carried on counts in the next round, between nodes too") {
   Setup setup = on_nodes({0, 1});
   setup.options.late = Late::carry;

@@ -85,3 +85,19 @@ def test_control_traffic_grows_linearly_in_ranks(tmp_path):
         assert 8 < messages[1000, per_node] / messages[100, per_node] < 12
     assert messages[1000, 8] < messages[1000, 1]
     assert all(row["coordinator_us"] > 0 for row in rows)
+
+
+@pytest.mark.timeout(180)
+def test_the_benchmark_of_nodes_measures_every_path_the_seal_and_the_service(tmp_path):
+    printed = run("nodes.py", "--out", tmp_path, "--quick", "--sizes", "4K,1M", "--no-hosts")
+    rows = json.loads((tmp_path / "nodes.json").read_text())["rows"]
+    paths = ("in_place", "end_to_end", "mpi_allreduce")
+    found = {(row["bytes"], row["late"], row["path"]) for row in rows if "path" in row}
+    assert found == {
+        (n, late, path) for n in (4 << 10, 1 << 20) for late in (0, 1) for path in paths
+    }
+    (seal,) = [row for row in rows if row.get("kind") == "seal"]
+    assert 0 < seal["sealed_us"] <= seal["result_us"]
+    (service,) = [row for row in rows if row.get("kind") == "service"]
+    assert 0.2 < service["idle_ratio"] < 5
+    assert "the seal known on every node" in printed
