@@ -13,6 +13,7 @@ import numpy as np
 from facts import ARGUMENTS, new_world, start, stop_for, tell
 
 import hvd_backup as hb
+from hvd_backup.exchange import Exchange
 
 RANK, SIZE = start()
 
@@ -88,35 +89,41 @@ def stopped_coordinator():
     )
 
 
-def train(pairs, steps):
-    import torch
+def go_through(exchange, k, state):
+    """One round; whether this rank was late for it."""
+    for slot, (dtype, _) in zip(exchange.slots, exchange.layout, strict=True):
+        slot.view(dtype)[:] = RANK + k
+    exchange.arrive()
+    round_ = exchange.wait()
+    state.update(b"".join(part.tobytes() for part in exchange.results))
+    return not round_.contributed
 
+
+def two_exchanges():
+    pairs = [
+        Exchange([("float32", 8)], backup_workers=1, name="one"),
+        Exchange([("float64", 30_000), ("float32", 5)], backup_workers=0, name="two"),
+    ]
     state = hashlib.sha1()
-    for k in range(steps):
-        for i, (model, opt) in enumerate(pairs):
+    for k in range(40):
+        for i, exchange in enumerate(pairs):
             if (k + i) % SIZE == RANK:
                 time.sleep(0.003)
-            opt.zero_grad()
-            model(torch.full((2, 3), float(RANK + k))).sum().backward()
-            opt.step()
-    for model, _ in pairs:
-        for p in model.parameters():
-            state.update(p.detach().numpy().tobytes())
-    return state.hexdigest()
+            go_through(exchange, k, state)
+    return {"digest": state.hexdigest()}
 
 
-def two_optimizers():
-    import torch
-
-    import hvd_backup.torch as hvd
-
-    torch.manual_seed(0)
-    pairs = []
-    for outputs, b in ((2, 1), (50, 0)):
-        model = torch.nn.Linear(3, outputs)
-        opt = torch.optim.SGD(model.parameters(), lr=1e-3)
-        pairs.append((model, hvd.DistributedOptimizer(opt, backup_workers=b)))
-    return {"digest": train(pairs, 40)}
+def closed_while_a_late_rank_loads():
+    exchange = Exchange([("float32", 1000)], backup_workers=1, window=100)
+    state = hashlib.sha1()
+    late = 0
+    for k in range(50):
+        if (RANK, k) == (3, 5):
+            time.sleep(1)
+        late += go_through(exchange, k, state)
+    exchange.close()
+    hb.barrier()
+    return {"digest": state.hexdigest(), "late": late}
 
 
 def more_plans_than_are_kept():
@@ -129,29 +136,6 @@ def more_plans_than_are_kept():
         )
         state.update(value.tobytes() + repr(round_.contributors).encode())
     return {"digest": state.hexdigest()}
-
-
-def closed_while_a_late_rank_loads():
-    import torch
-
-    import hvd_backup.torch as hvd
-
-    torch.manual_seed(0)
-    model = torch.nn.Linear(3, 2)
-    opt = torch.optim.SGD(model.parameters(), lr=1e-3)
-    opt = hvd.DistributedOptimizer(opt, backup_workers=1, window=100)
-    late = 0
-    for k in range(50):
-        if (RANK, k) == (3, 5):
-            time.sleep(1)
-        opt.zero_grad()
-        model(torch.full((2, 3), float(RANK + k))).sum().backward()
-        opt.step()
-        late += not opt.last_round.contributed
-    opt.close()
-    digest = hashlib.sha1(b"".join(p.detach().numpy().tobytes() for p in model.parameters()))
-    hb.barrier()
-    return {"digest": digest.hexdigest(), "late": late}
 
 
 def worlds_one_after_another():
@@ -175,7 +159,7 @@ CASES = [
     stopped_rank_with_room,
     stopped_first_rank_of_a_node,
     stopped_coordinator,
-    two_optimizers,
+    two_exchanges,
     more_plans_than_are_kept,
     closed_while_a_late_rank_loads,
     worlds_one_after_another,
