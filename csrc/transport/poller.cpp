@@ -50,10 +50,8 @@ void Poller::remove(int fd) const { epoll_ctl(fd_, EPOLL_CTL_DEL, fd, nullptr); 
 void Poller::sleep(int fd, Nanoseconds timeout) { sleep_until_readable(fd, timeout); }
 
 std::vector<Poller::Ready> Poller::wait(Nanoseconds timeout) const {
-  if (timeout > 0) {
-    // epoll_wait counts milliseconds, and epoll_pwait2 is younger than many clusters.
-    if (!sleep_until_readable(fd_, timeout)) return {};
-  }
+  // epoll_wait counts milliseconds, and epoll_pwait2 is younger than many clusters.
+  if (timeout > 0 && !sleep_until_readable(fd_, timeout)) return {};
   std::array<epoll_event, 64> events{};
   const int count = epoll_wait(fd_, events.data(), static_cast<int>(events.size()), 0);
   if (count < 0 && errno != EINTR) throw SystemError("cannot wait for messages", errno);
