@@ -152,9 +152,9 @@ TEST_CASE("a node cut off from the others delays them only when the window is fu
 }
 
 TEST_CASE("two threads of a process may go through rounds of two collectives at a time") {
+  std::vector<Memory> memory;  // outlives the services
   NodeNetwork network({0, 1});
   const Policy policy = full_sync(2);
-  std::vector<Memory> memory;
   std::vector<std::unique_ptr<Collective>> ranks;
   for (std::uint32_t channel = 1; channel <= 2; ++channel) {
     for (int rank = 0; rank < 2; ++rank) {
