@@ -16,7 +16,7 @@ PYTEST_ARGS =
 # World sizes of test-mpi.
 WORLDS = 1 2 3 4 5 7
 # And those that it splits into nodes: ranks x ranks per node.
-SPLITS = 4x1 5x2 7x3
+SPLITS = 4x1 7x3
 # Part of a C++ case's name, to run only those.
 CASE =
 
@@ -135,11 +135,11 @@ bench-control: $(DONE)/extension
 
 test:
 	@rm -rf $(LOGS)
-	@for suite in cpp unit mpi scenarios hosts launchers; do \
+	@for suite in cpp unit mpi scenarios hosts; do \
 	  $(MAKE) --no-print-directory test-$$suite || break; \
 	done; \
 	$(BIN)/python tests/summary.py $(LOGS) \
-	  cpp unit $(WORLDS:%=mpi-%) $(SPLITS:%=mpi-%) scenarios hosts launchers
+	  cpp unit $(WORLDS:%=mpi-%) $(SPLITS:%=mpi-%) scenarios hosts
 
 # $(call cpp_tests,folder,options): configures and builds the C++ tests.
 cpp_tests = $(BIN)/cmake -S csrc -B $(1) -G Ninja -DHVD_BACKUP_PYTHON=OFF $(2) >$(1).log && \
