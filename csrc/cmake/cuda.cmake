@@ -1,4 +1,4 @@
-# Chooses between the twins device/cuda_device.cu and device/no_cuda.cpp.
+# Chooses between the twins device/cuda_*.cu and device/no_cuda*.cpp.
 # Sets HVD_BACKUP_CUDA_FOUND.
 set(HVD_BACKUP_CUDA_FOUND OFF)
 if(HVD_BACKUP_CUDA STREQUAL "OFF" OR HVD_BACKUP_SANITIZE)

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "device/buffer.hpp"
+#include "device/places.hpp"
+#include "device/stream.hpp"
+
+namespace hvd_backup {
+
+/// The way of tensors on a device to a contribution in the host's memory, and of results back:
+///
+///   pack on the caller's stream | copy on our own | the thread sleeps until the slot is complete
+///   the caller's stream waits for | copy on our own | and unpacks
+///
+/// So tensors are touched on the caller's stream only, like by any kernel of the framework: memory
+/// that its allocator gives to others is given on that stream. On kHost the same path runs with the
+/// kernels' twins, and is done when a call returns.
+///
+/// Functions throw DeviceError with what CUDA said. One thread at a time.
+class Staging {
+ public:
+  /// `slot` is this rank's contribution, of `bytes` bytes, results are of the same size. With
+  /// `pin` they are pinned where they are if CUDA can; else copies go by way of a buffer.
+  Staging(int device, const std::vector<Run>& runs, std::byte* slot, std::size_t bytes,
+          bool pin = true);
+  ~Staging();
+
+  /// Tensors of all runs together.
+  std::size_t tensor_count() const { return hvd_backup::tensor_count(places_); }
+
+  /// The tensors' contents to the slot, which is complete on return; nullptr stands for zeros. What
+  /// lies in the slot between runs is left alone.
+  void stage(const std::vector<const void*>& tensors, void* stream);
+
+  /// A result to the tensors, nullptr left out: begun on return, and `stream` waits for it. The
+  /// result must stay as it is until settle() or stage() returns; one of these comes before the
+  /// next load().
+  void load(std::byte* result, const std::vector<void*>& tensors, void* stream);
+
+  /// Sleeps until the last result is not read any more. stage() does so as well: copies to the slot
+  /// come after copies from the result.
+  void settle() const;
+
+  /// Why the host's memory is not pinned in place, in CUDA's words; empty if it is.
+  std::string why_not_pinned() const;
+
+ private:
+  const Pinned& pinned(std::byte* result);
+
+  int device_;
+  std::size_t bytes_;
+  bool pin_;
+  Pinned slot_;
+  std::map<std::byte*, Pinned> results_;
+  std::vector<Place> places_;
+  std::vector<Buffer> packed_to_;  // one for each of them
+  Event packed_;
+  Event copied_;
+  Event loaded_;
+  Event unpacked_;
+  Stream copies_;  // last: its end waits for copies to and from all of the above
+};
+
+}  // namespace hvd_backup
