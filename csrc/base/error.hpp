@@ -37,4 +37,10 @@ class SystemError : public Error {
   SystemError(const std::string& what, int errnum);
 };
 
+/// A GPU or its driver refused something, or this build has no CUDA.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
+};
+
 }  // namespace hvd_backup

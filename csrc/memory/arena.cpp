@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <numeric>
 #include <string_view>
 
@@ -40,7 +41,9 @@ Arena::Arena(const ArenaSpec& spec, std::byte* memory)
     const Flat& flat = spec_.flats[i];
     const std::size_t element = size_of(flat.dtype);
     const std::size_t wide = std::max(element, sizeof(float));
-    const std::size_t per_chunk = spec_.chunk_bytes / element;
+    const bool on_device = i < spec_.device_flats;
+    const std::size_t per_chunk =
+        (on_device ? spec_.device_chunk_bytes : spec_.chunk_bytes) / element;
     flat_offsets_.push_back(contribution_bytes_);
     for (std::size_t first = 0; first < flat.count; first += per_chunk) {
       chunks_.push_back({i, contribution_bytes_ + first * element,
@@ -52,6 +55,11 @@ Arena::Arena(const ArenaSpec& spec, std::byte* memory)
   slot_stride_ = round_up(std::max(contribution_bytes_, kLine), kPage);
   result_stride_ = is_part() ? round_up(std::max(sum_bytes, kLine), kPage) : slot_stride_;
   offsets_ = place();
+}
+
+std::size_t Arena::device_bytes() const {
+  return spec_.device_flats < flat_offsets_.size() ? flat_offsets_[spec_.device_flats]
+                                                   : contribution_bytes_;
 }
 
 Arena::Offsets Arena::place() const {
@@ -131,6 +139,19 @@ std::uint64_t Arena::released_by_all() const {
     least = std::min(least, member(rank).released.load(std::memory_order_acquire));
   }
   return least;
+}
+
+bool Arena::all_arrived(RoundNumber number) const {
+  return std::all_of(ranks_.begin(), ranks_.end(), [&](int rank) {
+    return member(rank).arrived.load(std::memory_order_acquire) == number + 1;
+  });
+}
+
+std::vector<int> Arena::ranks_among(const std::vector<int>& ranks) const {
+  std::vector<int> ours;
+  std::copy_if(ranks.begin(), ranks.end(), std::back_inserter(ours),
+               [this](int rank) { return has(rank); });
+  return ours;
 }
 
 void Arena::fail(const Failure& failure) const {

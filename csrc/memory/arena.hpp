@@ -42,6 +42,10 @@ struct ArenaSpec {
   std::size_t chunk_bytes = 128 * 1024;
   /// The ranks of this node, ascending; empty: all of the world.
   std::vector<int> ranks = {};
+  /// So many of the first flats lie in memory of the ranks' devices, in slots and results of the
+  /// same layout. Their places here are never touched, and so cost no memory.
+  std::size_t device_flats = 0;
+  std::size_t device_chunk_bytes = std::size_t{16} << 20;
 };
 
 /// Why no rank can go on. Written once, by the first rank to fail.
@@ -79,6 +83,8 @@ struct RoundControl {
   std::atomic<std::uint64_t> published;
   /// Where the sum over the node's contributors can be read; of worlds of several nodes.
   std::atomic<std::uint64_t> summed;
+  /// Where the result will be, and some of its chunks may be already; of worlds of several nodes.
+  std::atomic<std::uint64_t> begun;
 };
 
 /// A rank as the others see it.
@@ -93,6 +99,10 @@ struct Member {
   std::atomic<std::int32_t> pid;
   /// 1 when it has left in good order.
   std::atomic<std::uint32_t> left;
+  /// 1 while its kernels may use the device memory of the others.
+  std::atomic<std::uint32_t> adding;
+  /// 1 when it has unmapped the device memory of the others, for good.
+  std::atomic<std::uint32_t> unmapped;
 };
 
 /// The shared memory of a node, as structures: control words, contribution slots, results.
@@ -108,12 +118,16 @@ class Arena {
   const std::vector<Chunk>& chunks() const { return chunks_; }
   /// The ranks of this node, ascending.
   const std::vector<int>& ranks() const { return ranks_; }
+  /// Those of them that are among these.
+  std::vector<int> ranks_among(const std::vector<int>& ranks) const;
   bool has(int rank) const { return local_[static_cast<std::size_t>(rank)] >= 0; }
   /// Whether the world has other nodes: then a service thread takes part, as one more member.
   bool is_part() const { return ranks_.size() < static_cast<std::size_t>(spec_.world); }
   Member& service() const { return member(spec_.world); }
   /// Bytes of one contribution, all flats.
   std::size_t contribution_bytes() const { return contribution_bytes_; }
+  /// Of them, in memory of a device: those of the first flats.
+  std::size_t device_bytes() const;
   /// Byte offset of flat `i` within a slot or a result.
   std::size_t flat_offset(std::size_t i) const { return flat_offsets_[i]; }
 
@@ -128,11 +142,16 @@ class Arena {
   std::size_t result_offset(int buffer) const;
   /// Per chunk: round + 1 once the chunk of this buffer is final.
   std::atomic<std::uint64_t>& chunk_done(int buffer, std::size_t chunk) const;
+  bool is_final(RoundNumber number, int buffer, std::size_t chunk) const {
+    return chunk_done(buffer, chunk).load(std::memory_order_acquire) == number + 1;
+  }
 
   /// Rung when a rank releases a round.
   Bell& released_bell() const;
   /// Rounds that every rank of the node, and its service thread, have released.
   std::uint64_t released_by_all() const;
+  /// Whether every rank of the node has announced its arrival in this round, and in no later one.
+  bool all_arrived(RoundNumber number) const;
 
   /// Makes every rank's waits end with this error. The first failure stays.
   void fail(const Failure& failure) const;

@@ -68,6 +68,10 @@ bool Rows::take_untold(int row) {
   return control(row).untold.exchange(0, std::memory_order_acq_rel) != 0;
 }
 
+bool Rows::is_untold(int row) const {
+  return control(row).untold.load(std::memory_order_acquire) != 0;
+}
+
 void Rows::set(int row, Flag flag) { control(row).flags.fetch_or(flag, std::memory_order_release); }
 
 std::uint32_t Rows::flags(int row) const {

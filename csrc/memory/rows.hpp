@@ -43,6 +43,8 @@ class Rows {
   /// the youngest asking, so that one copy serves several. The flags are to be read before the
   /// message, and set after it was written: who sees that a rank has left also sees its last words.
   bool take_untold(int row);
+  /// Whether take_untold() would say so.
+  bool is_untold(int row) const;
 
   /// Flags are set for good.
   void set(int row, Flag flag);

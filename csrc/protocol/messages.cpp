@@ -51,7 +51,7 @@ class Reader {
 };
 
 void check_weight(double weight) {
-  if (!std::isfinite(weight) || weight <= 0) {
+  if (!std::isfinite(weight) || weight < 0) {
     throw InvalidMessage("a weight of " + std::to_string(weight) + " in a message");
   }
 }

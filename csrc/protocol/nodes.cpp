@@ -1,5 +1,6 @@
 #include "protocol/nodes.hpp"
 
+#include <numeric>
 #include <set>
 #include <string>
 #include <utility>
@@ -19,6 +20,12 @@ Nodes::Nodes(std::vector<int> node_of) : node_of_(std::move(node_of)) {
     if (node == count()) ranks_.emplace_back();
     ranks_[static_cast<std::size_t>(node)].push_back(rank);
   }
+}
+
+std::vector<int> Nodes::all() const {
+  std::vector<int> nodes(ranks_.size());
+  std::iota(nodes.begin(), nodes.end(), 0);
+  return nodes;
 }
 
 std::vector<int> Nodes::of(const std::vector<int>& ranks) const {

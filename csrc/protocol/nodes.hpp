@@ -15,6 +15,8 @@ class Nodes {
   int world() const { return static_cast<int>(node_of_.size()); }
   int count() const { return static_cast<int>(ranks_.size()); }
   int of(int rank) const { return node_of_[static_cast<std::size_t>(rank)]; }
+  /// Every node.
+  std::vector<int> all() const;
   /// The node's ranks, ascending.
   const std::vector<int>& ranks(int node) const { return ranks_[static_cast<std::size_t>(node)]; }
   /// The nodes of these ranks, ascending, each once.

@@ -20,6 +20,9 @@ struct Policy {
   bool waits = true;
   /// How long a round stays open after its quorum for ranks that are nearly there.
   Nanoseconds grace = 0;
+
+  /// Nothing is to be decided then: who has arrived is in.
+  bool needs_every_rank() const { return quorum == world; }
 };
 
 /// Throws InvalidArgument, with the numbers, for a policy that no world could follow.

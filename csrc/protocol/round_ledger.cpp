@@ -38,8 +38,8 @@ void check(const Policy& policy, int rank, RoundNumber version, RoundNumber open
                           std::to_string(version) + ", but the open round is " +
                           std::to_string(open));
   }
-  if (!std::isfinite(weight) || weight <= 0) {
-    throw InvalidArgument("the weight of a contribution must be positive and finite, not " +
+  if (!std::isfinite(weight) || weight < 0) {
+    throw InvalidArgument("the weight of a contribution must be finite and not negative, not " +
                           std::to_string(weight));
   }
 }

@@ -33,9 +33,10 @@ class RoundLedger {
   /// Starts round `number`, empty.
   void open(RoundNumber number);
 
-  /// A contribution of `rank`, computed at `version`, arrives.
+  /// A contribution of `rank`, computed at `version`, arrives. One of weight 0 abstains: it counts
+  /// for the quorum, lest the others wait for a rank that has nothing to give, not in the mean.
   /// Throws InvalidArgument for a rank outside the world, a version that is still to come, or a
-  /// weight that is not positive and finite.
+  /// weight that is negative or not finite.
   Arrival arrive(int rank, RoundNumber version, double weight, Nanoseconds now);
 
   /// Time has passed: seals the round if its grace is over. True if this call sealed it.
