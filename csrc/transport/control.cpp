@@ -269,10 +269,8 @@ void ControlHub::drop(Peers::iterator peer, std::vector<Event>* events) {
 }
 
 void ControlHub::flush(Peers::iterator peer) {
-  FramedSocket& socket = peer->second.socket;
   // A peer that is gone makes the socket readable: reading tells, in one place.
-  socket.flush();
-  poller_.want_write(socket.fd(), peer->first, socket.has_unsent());
+  peer->second.socket.flush(poller_, peer->first);
 }
 
 ControlLink::ControlLink(const std::string& host, std::uint16_t port, const Token& token, int node,
@@ -323,9 +321,7 @@ void ControlLink::send(int /*node*/, const Frame& frame) {
 void ControlLink::watch(int fd) { poller_.add(fd, kWatched); }
 
 void ControlLink::flush() {
-  if (is_lost_) return;
-  socket_.flush();
-  poller_.want_write(socket_.fd(), kHub, socket_.has_unsent());
+  if (!is_lost_) socket_.flush(poller_, kHub);
 }
 
 }  // namespace hvd_backup

@@ -22,9 +22,12 @@ class DataTransport {
   DataTransport& operator=(const DataTransport&) = delete;
   virtual ~DataTransport() = default;
 
-  /// Begins to send; `data` stays as it is until done(), which it is not before the other node has
-  /// begun to receive: so the sender knows how far that is.
+  /// Begins to send; `data` stays as it is until done().
   virtual Transfer send(int node, int tag, const std::byte* data, std::size_t bytes) = 0;
+  /// The same, but it is not done() before the other node has begun to receive: so the sender knows
+  /// how far that is, and nothing piles up there.
+  virtual Transfer send_synchronously(int node, int tag, const std::byte* data,
+                                      std::size_t bytes) = 0;
   /// Begins to receive exactly `bytes`; `data` is not read until done().
   virtual Transfer receive(int node, int tag, std::byte* data, std::size_t bytes) = 0;
   /// Whether it is over; to be asked again until it is, and not after. Moves data on its way.

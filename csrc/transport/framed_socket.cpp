@@ -34,7 +34,8 @@ FramedSocket::FramedSocket(FramedSocket&& other) noexcept
       most_bytes_(other.most_bytes_),
       in_(std::move(other.in_)),
       out_(std::move(other.out_)),
-      sent_(std::exchange(other.sent_, 0)) {}
+      sent_(std::exchange(other.sent_, 0)),
+      wants_write_(std::exchange(other.wants_write_, false)) {}
 
 FramedSocket& FramedSocket::operator=(FramedSocket&& other) noexcept {
   std::swap(fd_, other.fd_);
@@ -42,6 +43,7 @@ FramedSocket& FramedSocket::operator=(FramedSocket&& other) noexcept {
   std::swap(in_, other.in_);
   std::swap(out_, other.out_);
   std::swap(sent_, other.sent_);
+  std::swap(wants_write_, other.wants_write_);
   return *this;
 }
 
@@ -59,7 +61,16 @@ void FramedSocket::queue(const Frame& frame) {
   append(out_, frame.payload.data(), frame.payload.size());
 }
 
-bool FramedSocket::flush() {
+bool FramedSocket::flush(const Poller& poller, std::uint64_t tag) {
+  const bool is_open = send_all();
+  if (has_unsent() != wants_write_) {
+    wants_write_ = has_unsent();
+    poller.want_write(fd_, tag, wants_write_);
+  }
+  return is_open;
+}
+
+bool FramedSocket::send_all() {
   while (has_unsent()) {
     const ssize_t n = send(fd_, out_.data() + sent_, out_.size() - sent_, MSG_NOSIGNAL);
     if (n < 0 && errno == EINTR) continue;
@@ -84,6 +95,7 @@ bool FramedSocket::read_all() {
     if (n < 0) return would_block();
     if (n == 0) return false;
     append(in_, piece.data(), static_cast<std::size_t>(n));
+    if (static_cast<std::size_t>(n) < piece.size()) return true;  // there was no more
     // Before more is read, what is there is looked at: rubbish must not fill the memory.
     if (in_.size() > most_bytes_ + sizeof(Head)) return true;
   }

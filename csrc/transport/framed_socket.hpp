@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "transport/poller.hpp"
+
 namespace hvd_backup {
 
 /// One message of the control channel.
@@ -33,14 +35,16 @@ class FramedSocket {
 
   /// Puts a frame behind what is still to be sent. Throws InvalidArgument if it is too long.
   void queue(const Frame& frame);
-  /// Sends what the socket takes. False if the other end is gone.
-  bool flush();
+  /// Sends what the socket takes; `poller`, which knows it by `tag`, watches for room for the rest.
+  /// False if the other end is gone.
+  bool flush(const Poller& poller, std::uint64_t tag);
   bool has_unsent() const { return sent_ < out_.size(); }
 
   /// Appends the frames that have come. False if the other end is gone, or sends rubbish.
   bool receive(std::vector<Frame>& frames);
 
  private:
+  bool send_all();
   bool read_all();
   bool parse(std::vector<Frame>& frames);
 
@@ -49,6 +53,7 @@ class FramedSocket {
   std::vector<std::byte> in_;
   std::vector<std::byte> out_;
   std::size_t sent_ = 0;
+  bool wants_write_ = false;
 };
 
 }  // namespace hvd_backup

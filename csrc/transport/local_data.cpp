@@ -21,6 +21,11 @@ class LocalNetwork::End final : public DataTransport {
     return begin(route, std::move(message));
   }
 
+  Transfer send_synchronously(int node, int tag, const std::byte* data,
+                              std::size_t bytes) override {
+    return send(node, tag, data, bytes);
+  }
+
   Transfer receive(int node, int tag, std::byte* data, std::size_t bytes) override {
     const std::lock_guard lock(network_.mutex_);
     const Route route{node, node_, tag};
@@ -65,13 +70,19 @@ void LocalNetwork::connect(int node) {
   is_cut_[node] = false;
 }
 
+void LocalNetwork::hold(int tag) {
+  const std::lock_guard lock(mutex_);
+  held_tag_ = tag;
+}
+
 std::size_t LocalNetwork::sent_by(int node) {
   const std::lock_guard lock(mutex_);
   return sent_[node];
 }
 
 void LocalNetwork::match(const Route& route) {
-  if (is_cut_[std::get<0>(route)] || is_cut_[std::get<1>(route)]) return;
+  const auto [sender, receiver, tag] = route;
+  if (is_cut_[sender] || is_cut_[receiver] || tag == held_tag_) return;
   Queue& queue = queues_[route];
   while (!queue.sends.empty() && !queue.receives.empty()) {
     Message& sent = *queue.sends.front();

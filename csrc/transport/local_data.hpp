@@ -19,6 +19,8 @@ class LocalNetwork {
   /// Messages to or from this node stay on their way until it is connected again.
   void cut(int node);
   void connect(int node);
+  /// Messages with this tag stay on their way for good.
+  void hold(int tag);
   /// Bytes that this node has sent so far.
   std::size_t sent_by(int node);
 
@@ -41,6 +43,7 @@ class LocalNetwork {
   std::mutex mutex_;
   std::map<Route, Queue> queues_;
   std::map<int, bool> is_cut_;
+  int held_tag_ = -1;
   std::map<int, std::size_t> sent_;
 };
 
