@@ -3,6 +3,7 @@
 //
 //   choices [bytes]   largest size, 100 MiB unless told
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -17,6 +18,7 @@
 #include "device/mean.hpp"
 #include "device/mean_kernels.hpp"
 #include "engine/reduction.hpp"
+#include "memory/remote.hpp"
 #include "memory/segment.hpp"
 
 namespace hvd_backup {
@@ -121,6 +123,20 @@ void compare_copies(std::size_t bytes, std::size_t offset) {
       [&] { std::memcpy(to.data() + offset, from.data(), bytes); });
 }
 
+/// How MPI carries a chunk between nodes of one host.
+void compare_receives(std::size_t bytes, std::size_t offset) {
+  const Segment from = Segment::create(bytes);
+  const Segment to = Segment::create(bytes + kPage);
+  const auto address = reinterpret_cast<std::uintptr_t>(from.data());
+  const auto receive = [&](std::size_t at) {
+    read_remote(getpid(), address, to.data() + at, bytes);
+  };
+  compare(
+      "receive " + size_text(bytes) + ": alike in its page | " + std::to_string(offset) +
+          " B apart",
+      16, [&] { receive(0); }, [&] { receive(offset); });
+}
+
 /// What an optimizer pays until it has read the result once.
 void compare_results(std::size_t bytes) {
   const Segment segment = Segment::create(bytes);
@@ -163,6 +179,7 @@ int main(int argc, char** argv) {
   for (const std::size_t offset : {std::size_t{0}, std::size_t{16}, std::size_t{64}}) {
     compare_copies(std::size_t{64} << 10, offset);
   }
+  compare_receives(std::size_t{512} << 10, 16);
   compare_results(largest);
   return 0;
 }

@@ -4,7 +4,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <atomic>
+#include <sstream>
 #include <string>
 #include <utility>
 
@@ -18,11 +19,16 @@ namespace {
 // Below this, a copy to the slot and back costs less than the system calls that avoid it.
 constexpr std::size_t kStageUpTo = 64 * 1024;
 
+// Beyond these, a weight times a float32, or a sum of weights, may be no number.
+constexpr double kLeastWeight = 1e-30;
+constexpr double kMostWeight = 1e30;
+
 void check_weight(double weight) {
-  if (!std::isfinite(weight) || weight <= 0) {
-    throw InvalidArgument("the weight of a contribution must be positive and finite, not " +
-                          std::to_string(weight));
-  }
+  if (weight == 0 || (weight >= kLeastWeight && weight <= kMostWeight)) return;
+  std::ostringstream text;
+  text << "the weight of a contribution must be 0 (to abstain) or between " << kLeastWeight
+       << " and " << kMostWeight << ", not " << weight;
+  throw InvalidArgument(text.str());
 }
 
 }  // namespace
@@ -75,6 +81,7 @@ Collective::Collective(const Arena& arena, int rank, Options options, const Cloc
   if (arena_.is_part() && options_.service == nullptr) {
     throw InvalidArgument("a world of several nodes needs a service thread");
   }
+  check_device_flats();
   arena_.member(rank_).pid.store(getpid());
 }
 
@@ -130,12 +137,16 @@ std::vector<RoundNumber> Collective::progress() const {
 RoundReport Collective::wait() { return finish(nullptr); }
 
 RoundReport Collective::arrive_and_wait(double weight) {
-  arrive(weight);
-  return wait();
+  check_weight(weight);
+  start_round();
+  const Shift shift(options_.errand.get());
+  contribute(weight, nullptr);
+  return finish(nullptr);
 }
 
 void Collective::release() {
   if (phase_ != Phase::loaded) return;
+  if (options_.mapped != nullptr) options_.mapped->settle();
   ++number_;
   phase_ = Phase::computing;
   buffer_ = -1;
@@ -153,7 +164,11 @@ RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double we
     throw InvalidArgument("allreduce() takes one flat buffer, this collective has " +
                           std::to_string(arena_.spec().flats.size()));
   }
+  if (arena_.spec().device_flats != 0) {
+    throw InvalidArgument("allreduce() takes memory of the host, this collective's is a device's");
+  }
   start_round();
+  const Shift shift(options_.errand.get());
   const Flat& flat = arena_.spec().flats.front();
   const std::size_t bytes = flat.count * size_of(flat.dtype);
   // A contribution that may be carried on must be in the slot.
@@ -169,7 +184,12 @@ RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double we
 }
 
 void Collective::leave() {
-  release();
+  const bool first = phase_ != Phase::left;
+  try {
+    release();
+  } catch (const DeviceError&) {
+    // Noted where the device is used next; nobody must wait for this rank.
+  }
   phase_ = Phase::left;
   Member& me = arena_.member(rank_);
   me.left.store(1);
@@ -179,6 +199,7 @@ void Collective::leave() {
     arena_.round(static_cast<RoundNumber>(i)).bell.ring();
   }
   ring_service();
+  if (first && options_.mapped != nullptr) leave_device_memory();
 }
 
 void Collective::fail(const std::string& text) { arena_.fail({FailureKind::peer, rank_, text}); }
@@ -202,23 +223,29 @@ void Collective::start_round() {
 void Collective::contribute(double weight, const std::byte* in) {
   if (carried_weight_ > 0) fold_carried(weight);
   Entry& entry = arena_.entry(number_, rank_);
-  const Nanoseconds now = clock_.now();
-  arrived_at_ = now;
   weight_ = weight;
-  entry.arrived_at.store(now, std::memory_order_relaxed);
   entry.weight.store(weight, std::memory_order_relaxed);
   entry.address.store(reinterpret_cast<std::uintptr_t>(in), std::memory_order_relaxed);
-  const Arrival arrival = arena_.is_part() ? announce() : enter(weight, now);
+  const Arrival arrival = arena_.is_part() ? announce() : enter(weight);
   sealed_it_ = arrival == Arrival::sealed;
   lost_ = arrival == Arrival::late;
   phase_ = Phase::arrived;
 }
 
+void Collective::stamp() {
+  arrived_at_ = clock_.now();
+  arena_.entry(number_, rank_).arrived_at.store(arrived_at_, std::memory_order_relaxed);
+}
+
 // Between nodes it is the coordinator who decides.
 Arrival Collective::announce() {
   const bool late = sealed_without_me();
+  stamp();
   const Shift shift(options_.errand.get());
   arena_.member(rank_).arrived.store(number_ + 1, std::memory_order_release);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // of two at a time, one sees the other
+  const bool begins = options_.policy.needs_every_rank() && arena_.all_arrived(number_);
+  if (begins) arena_.round(number_).bell.ring();
   if (options_.errand != nullptr) {
     options_.errand->run(0);
   } else {
@@ -227,14 +254,15 @@ Arrival Collective::announce() {
   return late ? Arrival::late : Arrival::joined;
 }
 
-Arrival Collective::enter(double weight, Nanoseconds now) {
+Arrival Collective::enter(double weight) {
   bool ring = false;
   const Arrival outcome =
       arena_.ledger(number_).update(rank_, [&](std::uint64_t* words, bool& modified) {
         RoundLedger ledger(options_.policy, words);
         if (ledger.number() != number_) ledger.open(number_);
         const bool was_sealed = ledger.is_sealed();
-        const Arrival arrival = ledger.arrive(rank_, number_, weight, now);
+        stamp();  // after the arrivals that this one follows: the ledger's times are in their order
+        const Arrival arrival = ledger.arrive(rank_, number_, weight, arrived_at_);
         modified = arrival != Arrival::late || was_sealed != ledger.is_sealed();
         ring = modified && ledger.has_quorum();
         return arrival;
@@ -263,7 +291,7 @@ RoundReport Collective::finish(std::byte* out) {
   phase_ = Phase::loaded;
   RoundReport report = result.report(clock_.now() - start);
   const bool late = arrived_at_ != 0 && !report.contributed;
-  if (late && options_.late == Late::carry) keep(weight_);
+  if (late && options_.late == Late::carry && weight_ > 0) keep(weight_);
   return report;
 }
 
@@ -286,7 +314,9 @@ void Collective::fold_carried(double& weight) {
     std::byte* mine = slot() + arena_.flat_offset(i);
     const std::array<Operand, 2> both{
         Operand{carried_.data() + arena_.flat_offset(i), carried_weight_}, Operand{mine, weight}};
-    weighted_mean(flat.dtype, both.data(), both.size(), flat.count, total, mine, false);
+    // What abstains may be anything: NaN times 0 is NaN.
+    const std::size_t operands = weight > 0 ? 2 : 1;
+    weighted_mean(flat.dtype, both.data(), operands, flat.count, total, mine, false);
   }
   weight = total;
   carried_weight_ = 0;

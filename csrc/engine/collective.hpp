@@ -55,7 +55,8 @@ class Collective {
   std::byte* slot() const { return arena_.slot(rank_); }
 
   /// The slot is complete: contributes it. Blocks only while the window is full. False if it is
-  /// known to be late; on one node, without grace, true means that it is in the round.
+  /// known to be late; on one node, without grace, true means that it is in the round. With weight
+  /// 0 this rank abstains: it counts for the quorum, and its slot, whatever is in it, is not read.
   bool arrive(double weight = 1);
   /// Goes through the round without a contribution.
   void skip();
@@ -72,15 +73,19 @@ class Collective {
   /// The buffer with the result, from wait() to release().
   int result_buffer() const { return buffer_; }
   const std::byte* result() const { return arena_.result(buffer_); }
-  /// This rank no longer reads the result. arrive() and skip() imply it.
+  /// This rank no longer reads the result. arrive() and skip() imply it. Sleeps while a stream
+  /// reads it in device memory.
   void release();
 
   /// One whole round of a single flat, from private memory to private memory; `in` and `out` may
   /// be the same, but must not overlap otherwise.
   RoundReport allreduce(const std::byte* in, std::byte* out, double weight = 1);
 
-  /// Leaves in good order: nobody waits for this rank any more.
+  /// Leaves in good order: nobody waits for this rank any more. Maps no device memory of others
+  /// any more, and no running rank's kernel uses this one's.
   void leave();
+  /// After leave(): frees this rank's device memory if no other rank maps it. True if it is free.
+  bool give_back();
   /// Makes every rank's waits end with PeerFailed and this text.
   void fail(const std::string& text);
 
@@ -91,7 +96,8 @@ class Collective {
 
   void start_round();
   void contribute(double weight, const std::byte* in);
-  Arrival enter(double weight, Nanoseconds now);
+  void stamp();
+  Arrival enter(double weight);
   Arrival announce();
   void ring_service() const;
   void expire_grace();
@@ -99,6 +105,8 @@ class Collective {
   RoundReport finish_unstaged(std::byte* out);
   void fold_carried(double& weight);
   void keep(double weight);
+  void check_device_flats() const;
+  void leave_device_memory();
 
   Arena arena_;
   int rank_;

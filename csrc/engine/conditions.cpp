@@ -47,16 +47,22 @@ Collective::ResultCondition::ResultCondition(Collective& owner, std::byte* out)
       ledger_(owner.options_.policy, words_.data()) {}
 
 bool Collective::ResultCondition::ready() {
-  if (!sealed_ && !seal_seen()) return false;
-  Reduction& reduction = owner_.reduction_;
-  if (helping_) reduction.help();
+  if (!sealed_) sealed_ = seal_seen();
+  if (!begun_ && has_work()) start_helping();
+  if (helping_) owner_.reduction_.help();
+  if (!sealed_) return false;
   owner_.buffer_ = published_buffer(owner_.arena_.round(owner_.number_).published, owner_.number_);
   const bool readable = owner_.buffer_ >= 0;
-  if (out_ != nullptr && readable) copy_out(owner_.buffer_, true);
-  if (out_ != nullptr && !readable && helping_ && !owner_.arena_.is_part()) {
-    copy_out(reduction.current(), false);
-  }
+  if (out_ != nullptr) readable ? copy_out(owner_.buffer_, true) : copy_out(unfinished(), false);
   return readable;
+}
+
+// The buffer that the result is being written to, chunk by chunk, or -1.
+int Collective::ResultCondition::unfinished() const {
+  const RoundNumber number = owner_.number_;
+  const Arena& arena = owner_.arena_;
+  if (arena.is_part()) return published_buffer(arena.round(number).begun, number);
+  return helping_ ? owner_.reduction_.current() : -1;
 }
 
 bool Collective::ResultCondition::seal_seen() {
@@ -69,22 +75,26 @@ bool Collective::ResultCondition::seal_seen() {
     me.expire_grace();
     return seal_seen();
   }
-  sealed_ = ledger_.is_sealed();
-  if (sealed_ && ledger_.contains(me.rank_)) start_helping();
-  return sealed_;
+  return ledger_.is_sealed();
+}
+
+bool Collective::ResultCondition::has_work() const {
+  if (sealed_) return ledger_.contains(owner_.rank_);
+  const Arena& arena = owner_.arena_;
+  return arena.is_part() && owner_.options_.policy.needs_every_rank() &&
+         arena.all_arrived(owner_.number_);
 }
 
 void Collective::ResultCondition::start_helping() {
   Collective& me = owner_;
+  begun_ = true;
   if (!me.arena_.is_part()) {
     me.reduction_.begin(me.number_, ledger_.contributors(), me.sealed_it_);
     helping_ = true;
     return;
   }
-  std::vector<int> ours;
-  for (const int rank : ledger_.contributors()) {
-    if (me.arena_.has(rank)) ours.push_back(rank);
-  }
+  const std::vector<int> ours =
+      sealed_ ? me.arena_.ranks_among(ledger_.contributors()) : me.arena_.ranks();
   me.reduction_.begin(me.number_, ours, ours.front() == me.rank_);
   helping_ = me.reduction_.only_contribution() == nullptr;
 }
@@ -98,7 +108,7 @@ void Collective::ResultCondition::copy_out(int buffer, bool all) {
   const std::byte* from = arena.result(buffer);
   const bool stream = arena.contribution_bytes() >= kStreamFrom;
   for (; copied_ < arena.chunks().size(); ++copied_) {
-    if (!all && !owner_.reduction_.chunk_is_final(buffer, copied_)) return;
+    if (!all && !arena.is_final(owner_.number_, buffer, copied_)) return;
     const Chunk& chunk = arena.chunks()[copied_];
     const std::size_t bytes = chunk.count * size_of(arena.spec().flats[chunk.flat].dtype);
     copy_bytes(out_ + chunk.offset, from + chunk.offset, bytes, stream);

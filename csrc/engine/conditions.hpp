@@ -40,7 +40,9 @@ class Collective::ResultCondition {
 
  private:
   bool seal_seen();
+  bool has_work() const;
   void start_helping();
+  int unfinished() const;
   void copy_out(int buffer, bool all);
 
   Collective& owner_;
@@ -48,6 +50,7 @@ class Collective::ResultCondition {
   std::vector<std::uint64_t> words_;
   RoundLedger ledger_;
   bool sealed_ = false;
+  bool begun_ = false;  // this rank knows what its node's share of the work is
   bool helping_ = false;
   int copied_from_ = -1;    // the result buffer
   std::size_t copied_ = 0;  // chunks of it

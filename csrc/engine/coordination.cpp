@@ -24,12 +24,20 @@ void Coordination::add(std::uint32_t channel, const Policy& policy) {
 void Coordination::remove(std::uint32_t channel) { channels_.erase(channel); }
 
 std::vector<Frame> Coordination::take(const Frame& frame, Nanoseconds now) {
-  if (frame.kind != static_cast<std::uint32_t>(Message::report)) {
-    if (frame.kind > static_cast<std::uint32_t>(Message::row)) {
-      throw InvalidMessage("a message of kind " + std::to_string(frame.kind));
-    }
-    return {frame};
+  switch (static_cast<Message>(frame.kind)) {
+    case Message::report:
+      return take_report(frame, now);
+    case Message::lagging:
+    case Message::left:
+    case Message::row:
+      return {frame};
+    default:
+      throw InvalidMessage("a message of kind " + std::to_string(frame.kind) +
+                           " is none for the coordinator");
   }
+}
+
+std::vector<Frame> Coordination::take_report(const Frame& frame, Nanoseconds now) {
   const auto found = channels_.find(frame.channel);
   if (found == channels_.end()) return {};  // every rank has left it
   Rounds& rounds = found->second;

@@ -46,6 +46,7 @@ class Coordination {
     Nanoseconds tell_after = 0;
   };
 
+  std::vector<Frame> take_report(const Frame& frame, Nanoseconds now);
   Frame seal(std::uint32_t channel, Rounds& rounds) const;
 
   int world_;

@@ -117,21 +117,20 @@ void Interchange::take_left(int rank) {
 
 bool Interchange::step() {
   bool moved = flush();
-  if (!active_ && !seals_.empty() && begin(seals_.front())) {
-    seals_.pop_front();
-    moved = true;
-  }
+  if (!active_ && may_begin()) moved = begin() || moved;
   if (!active_) return moved;
+  moved = seal() || moved;
   moved = help() || moved;
   moved = exchange_.step([this](std::size_t chunk) { return sum(chunk); }) || moved;
-  if (!exchange_.is_complete()) return moved;
+  if (!sealed_ || !exchange_.is_complete()) return moved;
   finish();
   return true;
 }
 
 Interchange::Need Interchange::need() const {
-  if (active_) return Need::data;
-  return seals_.empty() && sent_.empty() ? Need::nothing : Need::room;
+  if (active_) return sealed_ ? Need::data : Need::seal;
+  const bool waits = no_room_since_ != 0 || !seals_.empty() || !sent_.empty();
+  return waits ? Need::room : Need::nothing;
 }
 
 bool Interchange::is_over() const {
@@ -150,8 +149,15 @@ bool Interchange::has_room(RoundNumber number) const {
   return number < arena_.released_by_all() + static_cast<RoundNumber>(arena_.spec().records);
 }
 
-bool Interchange::begin(const Seal& seal) {
-  buffer_ = has_room(seal.round) ? claim_buffer(arena_, seal.round) : -1;
+// If every rank must contribute, a node whose ranks have all arrived need not wait for the seal: it
+// only tells by what to divide.
+bool Interchange::may_begin() const {
+  if (!seals_.empty()) return true;
+  return options_.policy.needs_every_rank() && arena_.all_arrived(next_);
+}
+
+bool Interchange::begin() {
+  buffer_ = has_room(next_) ? claim_buffer(arena_, next_) : -1;
   if (buffer_ < 0) {
     if (no_room_since_ == 0) {
       no_room_since_ = clock_.now();
@@ -160,19 +166,28 @@ bool Interchange::begin(const Seal& seal) {
     return false;
   }
   no_room_since_ = 0;
-  std::vector<int> mine;
-  std::copy_if(seal.contributors.begin(), seal.contributors.end(), std::back_inserter(mine),
-               [this](int rank) { return arena_.has(rank); });
-  // Before the ranks hear of it: they may be through with the round at once.
-  if (!mine.empty()) reduction_.begin(seal.round, mine, false);
+  const bool early = seals_.empty();
+  const std::vector<int> mine =
+      early ? arena_.ranks() : arena_.ranks_among(seals_.front().contributors);
+  if (!mine.empty()) reduction_.begin(next_, mine, false);
   only_ = mine.empty() ? nullptr : reduction_.only_contribution();
   sums_ = !mine.empty() && only_ == nullptr;
   sum_at_ = clock_.now();
   summed_ = 0;
-  exchange_.begin(nodes_.of(seal.contributors), seal.weight, arena_.result(buffer_));
-  next_ = seal.round;
+  exchange_.begin(early ? nodes_.all() : nodes_.of(seals_.front().contributors), next_, buffer_);
+  publish_buffer(arena_.round(next_).begun, next_, buffer_);
   active_ = true;
-  write(seal);
+  sealed_ = false;
+  return true;
+}
+
+bool Interchange::seal() {
+  if (sealed_ || seals_.empty()) return false;
+  const double weight = seals_.front().weight;
+  exchange_.divide_by(options_.sum && weight > 0 ? 1 : weight);
+  write(seals_.front());
+  seals_.pop_front();
+  sealed_ = true;
   return true;
 }
 
@@ -210,7 +225,7 @@ const std::byte* Interchange::sum(std::size_t chunk) const {
   if (only_ != nullptr) return only_ + which.offset;
   const int whole = reduction_.published();
   const int buffer = whole >= 0 ? whole : reduction_.current();
-  if (buffer < 0 || !reduction_.chunk_is_final(buffer, chunk)) return nullptr;
+  if (buffer < 0 || !arena_.is_final(next_, buffer, chunk)) return nullptr;
   return arena_.result(buffer) + which.sum_offset;
 }
 

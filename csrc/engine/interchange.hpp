@@ -21,7 +21,7 @@ namespace hvd_backup {
 class Interchange {
  public:
   /// What it waits for, and so how soon step() should be called again.
-  enum class Need { nothing, room, data };
+  enum class Need { nothing, room, seal, data };
 
   Interchange(std::uint32_t channel, const Arena& arena, const Options& options, const Nodes& nodes,
               int node, DataTransport& data, const Clock& clock = monotonic_clock());
@@ -56,7 +56,9 @@ class Interchange {
  private:
   bool is_new(int rank) const;
   bool has_room(RoundNumber number) const;
-  bool begin(const Seal& seal);
+  bool may_begin() const;
+  bool begin();
+  bool seal();
   void write(const Seal& seal);
   bool help();
   const std::byte* sum(std::size_t chunk) const;
@@ -79,9 +81,10 @@ class Interchange {
   RoundNumber open_ = 0;        // the round after the last seal
   std::vector<bool> reported_;  // by rank, for the open round
   std::vector<bool> left_;      // by rank: told
-  std::deque<Seal> seals_;      // of rounds that have not begun here
+  std::deque<Seal> seals_;      // not written yet
   RoundNumber next_ = 0;        // the round that begins next, or is on its way
   bool active_ = false;         // it is on its way
+  bool sealed_ = false;         // and sealed
   bool sums_ = false;           // this node contributes to it, and needs to add
   const std::byte* only_ = nullptr;
   int buffer_ = -1;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/types.hpp"
+#include "device/mapped_arena.hpp"
 #include "memory/doorbell.hpp"
 #include "protocol/policy.hpp"
 
@@ -41,6 +42,8 @@ class Errand {
 struct Options {
   Policy policy;
   Late late = Late::drop;
+  /// Whether the result is the weighted sum over the contributors, not their mean.
+  bool sum = false;
   /// After this long in one wait: RoundTimeout.
   Nanoseconds timeout = 600 * kSecond;
   Patience patience;
@@ -55,6 +58,8 @@ struct Options {
   std::shared_ptr<const Doorbell> service;
   /// Of the rank in whose process that thread is.
   std::shared_ptr<Errand> errand;
+  /// Where the arena's device_flats are: this rank's, open. Only in worlds of one node.
+  std::shared_ptr<MappedArena> mapped;
 };
 
 }  // namespace hvd_backup

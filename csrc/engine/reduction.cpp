@@ -22,6 +22,19 @@ constexpr unsigned kAttemptShift = 16;
 constexpr std::uint64_t kAttemptMask = 0xFF;
 constexpr std::uint64_t kBufferMask = 0xFFFF;
 
+/// Tells who leaves that this rank may be using device memory of others. Sequentially consistent,
+/// as is `left`: either this rank sees that another has left, or that one sees this rank adding.
+class Adding {
+ public:
+  explicit Adding(Member& member) : member_(member) { member_.adding.store(1); }
+  Adding(const Adding&) = delete;
+  Adding& operator=(const Adding&) = delete;
+  ~Adding() { member_.adding.store(0); }
+
+ private:
+  Member& member_;
+};
+
 }  // namespace
 
 int claim_buffer(const Arena& arena, RoundNumber number) {
@@ -62,7 +75,7 @@ Reduction::Reduction(const Arena& arena, const Options& options, const Clock& cl
 void Reduction::begin(RoundNumber number, const std::vector<int>& contributors, bool first) {
   number_ = number;
   first_ = first;
-  total_weight_ = 0;
+  double total = 0;
   any_remote_ = false;
   progress_in_ = -1;
   begun_at_ = progress_at_ = clock_.now();
@@ -70,9 +83,11 @@ void Reduction::begin(RoundNumber number, const std::vector<int>& contributors, 
   operands_.clear();
   for (int rank : contributors) {
     const Entry& entry = arena_.entry(number, rank);
+    const double weight = entry.weight.load(std::memory_order_relaxed);
+    if (weight == 0) continue;
     Contributor contributor;
     contributor.rank = rank;
-    contributor.operand = {arena_.slot(rank), entry.weight.load(std::memory_order_relaxed)};
+    contributor.operand = {arena_.slot(rank), weight};
     if (const std::uint64_t address = entry.address.load(std::memory_order_relaxed)) {
       contributor.address = address;
       contributor.pid = arena_.member(rank).pid.load(std::memory_order_relaxed);
@@ -83,10 +98,11 @@ void Reduction::begin(RoundNumber number, const std::vector<int>& contributors, 
         contributor.operand.data = reinterpret_cast<const std::byte*>(address);
       }
     }
-    total_weight_ += contributor.operand.weight;
+    total += weight;
     contributors_.push_back(contributor);
     operands_.push_back(contributor.operand);
   }
+  divisor_ = options_.sum ? 1 : total;
 }
 
 bool Reduction::help() {
@@ -133,10 +149,6 @@ const std::byte* Reduction::only_contribution() const {
 
 int Reduction::current() const { return attempt().buffer; }
 
-bool Reduction::chunk_is_final(int buffer, std::size_t chunk) const {
-  return arena_.chunk_done(buffer, chunk).load(std::memory_order_acquire) == stamp();
-}
-
 Reduction::Attempt Reduction::attempt() const {
   const std::uint64_t word = arena_.round(number_).attempt.load(std::memory_order_acquire);
   if (word >> kRoundShift != stamp()) return {};
@@ -169,7 +181,7 @@ void Reduction::take_chunks(int buffer) {
   while (control.next_chunk.load(std::memory_order_relaxed) < chunks.size()) {
     const std::uint64_t i = control.next_chunk.fetch_add(1, std::memory_order_relaxed);
     if (i >= chunks.size()) return;
-    reduce(chunks[i], arena_.result(buffer));
+    if (!reduce(chunks[i], buffer)) return;
     // A contributor that gave up may have changed its memory while it was read.
     if (any_remote_ && arena_.failure()) return;
     arena_.chunk_done(buffer, i).store(stamp(), std::memory_order_release);
@@ -177,12 +189,34 @@ void Reduction::take_chunks(int buffer) {
   }
 }
 
-void Reduction::reduce(const Chunk& chunk, std::byte* result) {
+// False if the chunk cannot be done, and need not be any more.
+bool Reduction::reduce(const Chunk& chunk, int buffer) {
+  if (chunk.flat < arena_.spec().device_flats) return reduce_on_device(chunk, buffer);
   if (any_remote_) {
-    reduce_remote(chunk, result);
+    reduce_remote(chunk, arena_.result(buffer));
   } else {
-    reduce_in_place(chunk, result);
+    reduce_in_place(chunk, arena_.result(buffer));
   }
+  return true;
+}
+
+bool Reduction::reduce_on_device(const Chunk& chunk, int buffer) {
+  const Adding adding(arena_.member(rank_));
+  const auto left = [this](int rank) { return arena_.member(rank).left.load() != 0; };
+  std::vector<MappedArena::Share> shares;
+  shares.reserve(contributors_.size());
+  for (const Contributor& contributor : contributors_) {
+    // It has the result, so there is one, or else it has failed.
+    if (left(contributor.rank)) return false;
+    shares.push_back({contributor.rank, contributor.operand.weight});
+  }
+  std::vector<int> readers;
+  for (const int rank : arena_.ranks()) {
+    if (!left(rank)) readers.push_back(rank);
+  }
+  const DType dtype = arena_.spec().flats[chunk.flat].dtype;
+  options_.mapped->mean({dtype, chunk.offset, chunk.count}, shares, divisor_, buffer, readers);
+  return true;
 }
 
 void Reduction::reduce_in_place(const Chunk& chunk, std::byte* result) {
@@ -195,12 +229,15 @@ void Reduction::reduce_in_place(const Chunk& chunk, std::byte* result) {
 // Elements [first, first + count) of the chunk, from operands_.
 void Reduction::add(const Chunk& chunk, std::size_t first, std::size_t count, std::byte* result) {
   const DType dtype = arena_.spec().flats[chunk.flat].dtype;
-  if (arena_.is_part()) {
-    weighted_sum(dtype, operands_.data(), operands_.size(), count,
-                 result + chunk.sum_offset + first * size_of(sum_type(dtype)));
+  const bool part = arena_.is_part();
+  const std::size_t element = size_of(part ? sum_type(dtype) : dtype);
+  std::byte* to = result + (part ? chunk.sum_offset : chunk.offset) + first * element;
+  if (operands_.empty()) {
+    std::fill_n(to, count * element, std::byte{0});
+  } else if (part) {
+    weighted_sum(dtype, operands_.data(), operands_.size(), count, to);
   } else {
-    weighted_mean(dtype, operands_.data(), operands_.size(), count, total_weight_,
-                  result + chunk.offset + first * size_of(dtype), stream_);
+    weighted_mean(dtype, operands_.data(), operands_.size(), count, divisor_, to, stream_);
   }
 }
 

@@ -24,7 +24,10 @@ bool publish_buffer(std::atomic<std::uint64_t>& word, RoundNumber number, int bu
 
 /// A node's work on one sealed round: its contributors take chunks from a shared counter and write
 /// their mean to a result buffer; whoever finishes the last chunk publishes the buffer. In a world
-/// of several nodes it is not the mean but the sum, which SumExchange takes from there.
+/// of several nodes it is not the mean but the sum, which SumExchange takes from there. If all of
+/// them abstain, it is zero.
+///
+/// Chunks of flats in device memory are added there, and copied to the results of all ranks.
 ///
 /// A chunk is a pure function of the contributions, so work can be done twice. When a helper stops
 /// in the middle of a chunk, the others begin the round again in another buffer. What the stopped
@@ -54,8 +57,6 @@ class Reduction {
   /// The buffer that is being worked on, or -1.
   int current() const;
 
-  bool chunk_is_final(int buffer, std::size_t chunk) const;
-
  private:
   struct Attempt {
     unsigned count = 0;
@@ -71,7 +72,8 @@ class Reduction {
   Attempt attempt() const;
   Attempt start_attempt(unsigned count);
   void take_chunks(int buffer);
-  void reduce(const Chunk& chunk, std::byte* result);
+  bool reduce(const Chunk& chunk, int buffer);
+  bool reduce_on_device(const Chunk& chunk, int buffer);
   void reduce_in_place(const Chunk& chunk, std::byte* result);
   void add(const Chunk& chunk, std::size_t first, std::size_t count, std::byte* result);
   void read(const Contributor& from, std::size_t at, std::byte* to, std::size_t bytes) const;
@@ -88,10 +90,10 @@ class Reduction {
   int rank_;
   bool stream_;
   RoundNumber number_ = 0;
-  double total_weight_ = 0;  // summed in ascending order of rank
+  double divisor_ = 1;  // the weights, summed in ascending order of rank
   bool any_remote_ = false;
   bool first_ = false;
-  std::vector<Contributor> contributors_;
+  std::vector<Contributor> contributors_;  // without those that abstain
   std::vector<Operand> operands_;
   std::vector<std::byte> scratch_;
   int progress_in_ = -1;  // the buffer

@@ -13,7 +13,7 @@ constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
 constexpr std::size_t kLeastDepth = 2;  // one is received while another is added
 
 // What is received lies in its page as what is sent does in its own: where they differ by a few
-// bytes, the kernel's copy (rep movsb) takes three times as long on Zen 3 and 4.
+// bytes, the kernel's copy (rep movsb) takes far longer on Zen 3 and 4: `make bench-choices`.
 constexpr std::size_t kPage = 4096;
 
 constexpr std::uint32_t kChannels = 8192;  // that have tags of their own
@@ -35,14 +35,6 @@ bool Outbox::is_empty() const {
   return std::all_of(to_.begin(), to_.end(), [](const auto& one) { return one.empty(); });
 }
 
-std::vector<int> Outbox::pending() const {
-  std::vector<int> nodes;
-  for (std::size_t i = 0; i < to_.size(); ++i) {
-    if (!to_[i].empty()) nodes.push_back(static_cast<int>(i));
-  }
-  return nodes;
-}
-
 SumExchange::SumExchange(const Arena& arena, DataTransport& data, int nodes, int node,
                          std::uint32_t channel)
     : arena_(arena),
@@ -56,20 +48,22 @@ SumExchange::SumExchange(const Arena& arena, DataTransport& data, int nodes, int
   static_assert(2 * kChannels <= DataTransport::kMostTag);
 }
 
-void SumExchange::begin(std::vector<int> givers, double weight, std::byte* result) {
+void SumExchange::begin(std::vector<int> givers, RoundNumber number, int buffer) {
   givers_ = std::move(givers);
   const auto me = std::find(givers_.begin(), givers_.end(), node_);
   mine_ = me == givers_.end() ? -1 : static_cast<int>(me - givers_.begin());
-  weight_ = weight;
-  result_ = result;
+  weight_.reset();
+  number_ = number;
+  buffer_ = buffer;
+  result_ = arena_.result(buffer);
   next_sum_ = expected_ = reduced_ = 0;
   sums_.clear();
   results_.clear();
   results_out_ = Outbox(nodes_);
-  for (const int node : givers_) {
-    if (node == node_) continue;
-    if (gives()) sums_.push_back({node, {}, 0});
-    results_.push_back({node, {}, 0});
+  for (std::size_t place = 0; place < givers_.size(); ++place) {
+    if (givers_[place] == node_) continue;
+    if (gives()) sums_.push_back({place, {}, 0});
+    results_.push_back({place, {}, 0});
   }
   expect_results();
   const std::size_t row = std::max<std::size_t>(1, sums_.size() * arena_.spec().chunk_bytes * 2);
@@ -82,10 +76,12 @@ bool SumExchange::step(const Source& sum) {
   if (gives()) {
     moved = send_sums(sum);
     expect_sums();
-    for (Inbox& inbox : sums_) moved = flush(inbox) || moved;
+    for (Inbox& inbox : sums_) {
+      while (take(inbox)) moved = true;
+    }
     moved = reduce(sum) || moved;
   }
-  for (Inbox& inbox : results_) moved = flush(inbox) || moved;
+  moved = take_results() || moved;
   moved = sums_out_.flush(data_) || moved;
   return results_out_.flush(data_) || moved;
 }
@@ -131,12 +127,12 @@ std::byte* SumExchange::received(std::size_t i, std::size_t inbox) {
 void SumExchange::expect_results() {
   for (std::size_t c = 0; c < arena_.chunks().size(); ++c) {
     const Chunk& chunk = arena_.chunks()[c];
-    const int owner = givers_[c % givers_.size()];
-    if (owner == node_) continue;
+    const std::size_t place = c % givers_.size();
+    if (givers_[place] == node_) continue;
     const auto inbox = std::find_if(results_.begin(), results_.end(),
-                                    [owner](const Inbox& one) { return one.node == owner; });
+                                    [place](const Inbox& one) { return one.place == place; });
     inbox->transfers.push_back(
-        data_.receive(owner, result_tag_, result_ + chunk.offset, result_bytes(chunk)));
+        data_.receive(givers_[place], result_tag_, result_ + chunk.offset, result_bytes(chunk)));
   }
 }
 
@@ -144,8 +140,8 @@ void SumExchange::expect_sums() {
   for (; expected_ < owned() && expected_ < reduced_ + depth_; ++expected_) {
     const Chunk& chunk = arena_.chunks()[owned_chunk(expected_)];
     for (std::size_t k = 0; k < sums_.size(); ++k) {
-      sums_[k].transfers.push_back(
-          data_.receive(sums_[k].node, sum_tag_, received(expected_, k), sum_bytes(chunk)));
+      sums_[k].transfers.push_back(data_.receive(givers_[sums_[k].place], sum_tag_,
+                                                 received(expected_, k), sum_bytes(chunk)));
     }
   }
 }
@@ -157,6 +153,8 @@ bool SumExchange::send_sums(const Source& sum) {
     if (owner == node_) continue;
     const std::byte* own = sum(next_sum_);
     if (own == nullptr) break;
+    // Not more of them than a round's are on their way: without the owner's result, this node does
+    // not get to the next.
     sums_out_.add(owner, data_.send(owner, sum_tag_, own, sum_bytes(arena_.chunks()[next_sum_])));
     moved = true;
   }
@@ -164,19 +162,21 @@ bool SumExchange::send_sums(const Source& sum) {
 }
 
 bool SumExchange::reduce(const Source& sum) {
+  if (!weight_) return false;
+  const double weight = *weight_;
   bool moved = false;
   for (; reduced_ < expected_; ++reduced_) {
     const bool all_here = std::all_of(
         sums_.begin(), sums_.end(), [this](const Inbox& inbox) { return inbox.taken > reduced_; });
     const std::byte* own = all_here ? sum(owned_chunk(reduced_)) : nullptr;
     if (own == nullptr) break;
-    reduce_chunk(reduced_, own);
+    reduce_chunk(reduced_, own, weight);
     moved = true;
   }
   return moved;
 }
 
-void SumExchange::reduce_chunk(std::size_t i, const std::byte* own) {
+void SumExchange::reduce_chunk(std::size_t i, const std::byte* own, double weight) {
   const Chunk& chunk = arena_.chunks()[owned_chunk(i)];
   operands_.clear();
   for (std::size_t k = 0; k < sums_.size(); ++k) {
@@ -185,21 +185,37 @@ void SumExchange::reduce_chunk(std::size_t i, const std::byte* own) {
   }
   if (operands_.size() < givers_.size()) operands_.push_back(own);
   std::byte* to = result_ + chunk.offset;
-  mean_of_sums(dtype(chunk), operands_.data(), operands_.size(), chunk.count, weight_, to);
+  if (weight == 0) {
+    std::fill_n(to, result_bytes(chunk), std::byte{0});
+  } else {
+    mean_of_sums(dtype(chunk), operands_.data(), operands_.size(), chunk.count, weight, to);
+  }
   for (int node = 0; node < nodes_; ++node) {
     if (node == node_) continue;
-    results_out_.add(node, data_.send(node, result_tag_, to, result_bytes(chunk)));
+    results_out_.add(node, data_.send_synchronously(node, result_tag_, to, result_bytes(chunk)));
   }
+  mark(owned_chunk(i));
 }
 
-bool SumExchange::flush(Inbox& inbox) {
+// Whether the next message is here.
+bool SumExchange::take(Inbox& inbox) {
+  if (inbox.transfers.empty() || !data_.done(inbox.transfers.front())) return false;
+  inbox.transfers.pop_front();
+  ++inbox.taken;
+  return true;
+}
+
+bool SumExchange::take_results() {
   bool moved = false;
-  while (!inbox.transfers.empty() && data_.done(inbox.transfers.front())) {
-    inbox.transfers.pop_front();
-    ++inbox.taken;
-    moved = true;
+  for (Inbox& inbox : results_) {
+    for (; take(inbox); moved = true) mark((inbox.taken - 1) * givers_.size() + inbox.place);
   }
   return moved;
+}
+
+// The node's ranks may read this chunk of the result.
+void SumExchange::mark(std::size_t chunk) {
+  arena_.chunk_done(buffer_, chunk).store(number_ + 1, std::memory_order_release);
 }
 
 }  // namespace hvd_backup

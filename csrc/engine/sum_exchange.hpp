@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "memory/arena.hpp"
@@ -17,8 +18,6 @@ class Outbox {
   /// Forgets what has been delivered. True if there was something.
   bool flush(DataTransport& data);
   bool is_empty() const;
-  /// Nodes that have yet to take something, ascending.
-  std::vector<int> pending() const;
 
   explicit Outbox(int nodes) : to_(index(nodes)) {}
 
@@ -43,8 +42,12 @@ class SumExchange {
   /// `channel` tells the messages of one collective from those of others.
   SumExchange(const Arena& arena, DataTransport& data, int nodes, int node, std::uint32_t channel);
 
-  /// Of the round before, everything but sends must be over.
-  void begin(std::vector<int> givers, double weight, std::byte* result);
+  /// The result goes to this buffer, whose chunks are marked as they become final. Of the round
+  /// before, everything but sends must be over.
+  void begin(std::vector<int> givers, RoundNumber number, int buffer);
+  /// What the sums are divided by; 0 if all contributors abstain: the result is zero then. Until it
+  /// is told, sums travel, but no results.
+  void divide_by(double weight) { weight_ = weight; }
 
   /// Does what can be done. True if there was something.
   bool step(const Source& sum);
@@ -57,7 +60,7 @@ class SumExchange {
 
  private:
   struct Inbox {
-    int node = 0;
+    std::size_t place = 0;  // the node's, among the givers
     std::deque<DataTransport::Transfer> transfers;
     std::size_t taken = 0;
   };
@@ -73,8 +76,10 @@ class SumExchange {
   void expect_sums();
   bool send_sums(const Source& sum);
   bool reduce(const Source& sum);
-  void reduce_chunk(std::size_t i, const std::byte* own);
-  bool flush(Inbox& inbox);
+  void reduce_chunk(std::size_t i, const std::byte* own, double weight);
+  bool take(Inbox& inbox);
+  bool take_results();
+  void mark(std::size_t chunk);
 
   const Arena& arena_;
   DataTransport& data_;
@@ -84,7 +89,9 @@ class SumExchange {
   int result_tag_;
   std::vector<int> givers_;
   int mine_ = -1;  // this node's place among them, or -1
-  double weight_ = 0;
+  std::optional<double> weight_;
+  RoundNumber number_ = 0;
+  int buffer_ = -1;
   std::byte* result_ = nullptr;
   std::size_t next_sum_ = 0;    // chunks whose sum has been sent, or needs no sending
   std::size_t expected_ = 0;    // owned chunks whose sums may come

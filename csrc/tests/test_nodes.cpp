@@ -120,6 +120,40 @@ TEST_CASE(
   run(world, 20);
 }
 
+TEST_CASE("sums travel before the seal if every rank must contribute, and only then") {
+  for (const int backups : {0, 1}) {
+    World world(backup_workers(4, backups), on_nodes({0, 0, 1, 2}));
+    const auto sent_by = [&world](int node) { return world.network().data.sent_by(node) > 0; };
+    world.arrive(0);
+    world.arrive(2);
+    for (int i = 0; i < (backups == 0 ? 2000 : 10) && !sent_by(1); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    CHECK_EQ(sent_by(1), backups == 0);
+    CHECK(!sent_by(0));  // a rank of it is missing
+    world.arrive(1);
+    world.arrive(3);
+    for (const int rank : {0, 1, 2, 3}) world.finish(rank);
+  }
+}
+
+TEST_CASE("a round that has begun and is never sealed keeps nobody from ending") {
+  World world(full_sync(2), on_nodes({0, 1}));
+  world.arrive(1);
+  world[0].leave();
+  CHECK_THROWS_WITH(world[1].wait(), PeerFailed, "rank 0 has left");
+  world[1].leave();
+  for (const int rank : {0, 1}) {
+    Rows rows = world.network().rows(rank);
+    rows.set(rank, Rows::kLeft);
+    rows.tell(rank);
+    world.network().doorbell(rank)->ring();
+  }
+  for (const int node : {0, 1}) {
+    CHECK(world.network().service(node)->wait_until_over(1500 * kMillisecond));
+  }
+}
+
 TEST_CASE("a node that is late gets the same bits rounds later, and sends nothing") {
   Setup setup = on_nodes({0, 1, 2});
   setup.window = 5;
@@ -315,6 +349,25 @@ TEST_CASE("rows of the board reach the other nodes when they are told, whole and
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   CHECK(there.read(1) == last);
+}
+
+TEST_CASE("what has come of a result is copied out while the rest is on its way") {
+  Setup setup = on_nodes({0, 1});
+  setup.flats = {{DType::float32, 128}};  // two chunks: each node owns one
+  setup.options.timeout = 400 * kMillisecond;
+  World world(full_sync(2), setup);
+  world.network().data.hold(3);  // the results of collective 1: each node has but its own chunk
+  check::in_threads(2, [&](int rank) {
+    const std::vector<float> in(128, static_cast<float>(rank));
+    std::vector<float> out(128, -1);
+    CHECK_THROWS_WITH(world[rank].allreduce(reinterpret_cast<const std::byte*>(in.data()),
+                                            reinterpret_cast<std::byte*>(out.data())),
+                      RoundTimeout, "sealed, but no result");
+    std::vector<float> expected(128, -1);
+    // Copied out in their order: what lies after a missing chunk has to wait.
+    if (rank == 0) std::fill_n(expected.begin(), 64, 0.5F);
+    CHECK(out == expected);
+  });
 }
 
 TEST_CASE("random sleeps, skips and private memory on nodes of all sizes leave all with one mean") {

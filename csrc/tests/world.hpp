@@ -1,6 +1,7 @@
 // A world of ranks over private memory: threads of one process, or one thread that plays them all.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "device_case.hpp"
 #include "engine/collective.hpp"
 #include "node_network.hpp"
 #include "reference.hpp"
@@ -106,6 +108,10 @@ struct Setup {
   std::vector<int> node_of = {};
   /// Whether the first rank of each node does its service's work while it waits.
   bool errands = true;
+  /// So many of the first flats are in the memory of `device`.
+  std::size_t device_flats = 0;
+  std::size_t device_chunk_bytes = 512;
+  int device = kHost;
 };
 
 inline Setup with_window(int window) {
@@ -124,18 +130,29 @@ class World {
                                       : setup_.node_of) {
     for (int node = 0; node < nodes_.count(); ++node) {
       const std::vector<int> ranks = is_split() ? nodes_.ranks(node) : std::vector<int>{};
-      const ArenaSpec spec =
+      ArenaSpec spec =
           Collective::spec(policy, setup_.window, setup_.flats, setup_.chunk_bytes, ranks);
+      spec.device_flats = setup_.device_flats;
+      spec.device_chunk_bytes = setup_.device_chunk_bytes;
       memory_.emplace_back(setup_.memory == nullptr ? Arena::bytes(spec) : 0);
       arenas_.emplace_back(spec, setup_.memory == nullptr ? memory_.back().data() : setup_.memory);
     }
     if (is_split()) start_services();
+    if (setup_.device_flats > 0) map_device_memory();
     for (int rank = 0; rank < policy.world; ++rank) {
       Options options = options_of(rank);
       const Clock& clock = setup_.clock ? setup_.clock(rank) : monotonic_clock();
       ranks_.push_back(
           std::make_unique<Collective>(arena_of(rank), rank, std::move(options), clock));
     }
+  }
+
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+  ~World() {
+    ranks_.clear();
+    for (const auto& one : mapped_) one->unmap();
+    for (const auto& one : mapped_) one->release();
   }
 
   Collective& operator[](int rank) { return *ranks_[static_cast<std::size_t>(rank)]; }
@@ -162,10 +179,31 @@ class World {
     return bytes;
   }
 
+  /// Who abstains has NaN everywhere.
   void fill(int rank) {
-    const std::vector<std::byte> bytes = contribution(rank, (*this)[rank].number());
+    std::vector<std::byte> bytes = contribution(rank, (*this)[rank].number());
+    if (weight(rank, (*this)[rank].number()) == 0) {
+      std::fill(bytes.begin(), bytes.end(), std::byte{0xFF});
+    }
     (*this)[rank].release();
-    if (!bytes.empty()) std::memcpy((*this)[rank].slot(), bytes.data(), bytes.size());
+    const std::size_t split = device_bytes();
+    if (split > 0) Peek(setup_.device).write(mapped(rank).slot(), bytes.data(), split);
+    if (bytes.size() > split) {
+      std::memcpy((*this)[rank].slot() + split, bytes.data() + split, bytes.size() - split);
+    }
+  }
+
+  MappedArena& mapped(int rank) { return *mapped_[static_cast<std::size_t>(rank)]; }
+
+  /// The rank's result, with what of it is in device memory.
+  std::vector<std::byte> result(int rank) {
+    const std::byte* host = (*this)[rank].result();
+    std::vector<std::byte> bytes(host, host + arena().contribution_bytes());
+    const int buffer = (*this)[rank].result_buffer();
+    if (const std::size_t split = device_bytes()) {
+      Peek(setup_.device).read(bytes.data(), mapped(rank).result(buffer), split);
+    }
+    return bytes;
   }
 
   /// Contributes to the rank's next round. True if it is in time.
@@ -178,7 +216,11 @@ class World {
   /// Waits for the round, and checks the report and every bit of the result.
   RoundReport finish(int rank) {
     const RoundReport report = (*this)[rank].wait();
-    check(rank, report, (*this)[rank].result());
+    if (setup_.device_flats > 0) {
+      check(rank, report, result(rank).data());
+    } else {
+      check(rank, report, (*this)[rank].result());
+    }
     return report;
   }
 
@@ -188,7 +230,7 @@ class World {
     for (const int rank : ranks) finish(rank);
   }
 
-  /// The mean over the contributors of `report`, as it lies in a result.
+  /// The mean (or sum) over the contributors of `report`, as it lies in a result.
   std::vector<std::byte> mean(const RoundReport& report) const {
     double total = 0;
     std::map<int, std::vector<std::byte>> contributions;
@@ -197,10 +239,13 @@ class World {
       total += weight(rank, report.number);
     }
     std::vector<std::byte> bytes(arena().contribution_bytes());
+    if (total == 0) return bytes;
+    if (setup_.options.sum) total = 1;
     for (std::size_t i = 0; i < setup_.flats.size(); ++i) {
       std::map<int, Group> groups;  // by node
       for (const auto& [rank, one] : contributions) {
         Group& group = groups[nodes_.of(rank)];
+        if (weight(rank, report.number) == 0) continue;
         group.operands.push_back(one.data() + arena().flat_offset(i));
         group.weights.push_back(weight(rank, report.number));
       }
@@ -233,6 +278,7 @@ class World {
   Options options_of(int rank) const {
     Options options = setup_.options;
     options.policy = policy_;
+    if (setup_.device_flats > 0) options.mapped = mapped_[static_cast<std::size_t>(rank)];
     if (setup_.adjust) setup_.adjust(rank, options);
     if (!network_) return options;
     const int node = nodes_.of(rank);
@@ -240,6 +286,18 @@ class World {
     const bool is_first = nodes_.ranks(node).front() == rank;
     if (setup_.errands && is_first) options.errand = network_->service(node);
     return options;
+  }
+
+  std::size_t device_bytes() const { return setup_.device_flats > 0 ? arena().device_bytes() : 0; }
+
+  void map_device_memory() {
+    std::vector<MemoryHandle> handles;
+    for (int rank = 0; rank < policy_.world; ++rank) {
+      mapped_.push_back(
+          std::make_shared<MappedArena>(setup_.device, device_bytes(), arena().spec().buffers));
+      handles.push_back(mapped_.back()->handle());
+    }
+    for (int rank = 0; rank < policy_.world; ++rank) mapped(rank).open(handles, rank);
   }
 
   void start_services() {
@@ -274,6 +332,7 @@ class World {
   std::vector<Memory> memory_;  // by node, as what follows
   std::vector<Arena> arenas_;
   std::unique_ptr<NodeNetwork> network_;
+  std::vector<std::shared_ptr<MappedArena>> mapped_;  // by rank
   std::vector<std::unique_ptr<Collective>> ranks_;
 };
 
