@@ -1,9 +1,11 @@
 // What the files of the bindings have in common.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
 
 #include "base/types.hpp"
@@ -20,8 +22,17 @@ inline double seconds(Nanoseconds duration) {
   return static_cast<double>(duration) / static_cast<double>(kSecond);
 }
 
+/// A view of memory, as numpy has it.
+using Bytes = pybind11::array_t<std::uint8_t>;
+
+/// Segments, life locks and rows: memory.cpp.
+void bind_memory(pybind11::module_& m);
+
 /// What a world of several nodes needs: nodes.cpp.
 void bind_nodes(pybind11::module_& m);
+
+/// Staging, and what CUDA there is: device.cpp.
+void bind_device(pybind11::module_& m);
 
 /// None: another process has the service.
 std::shared_ptr<Errand> errand_of(const pybind11::object& handle);

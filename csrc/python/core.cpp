@@ -4,20 +4,21 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "base/error.hpp"
-#include "device/cuda.hpp"
 #include "engine/collective.hpp"
 #include "engine/round_log.hpp"
-#include "memory/life_lock.hpp"
-#include "memory/remote.hpp"
-#include "memory/rows.hpp"
 #include "memory/segment.hpp"
 #include "python/convert.hpp"
 
@@ -26,8 +27,6 @@ namespace py = pybind11;
 namespace hvd_backup {
 namespace {
 
-using Bytes = py::array_t<std::uint8_t>;
-
 std::optional<double> seconds_unless_0(Nanoseconds time) {
   if (time == 0) return std::nullopt;
   return seconds(time);
@@ -35,12 +34,16 @@ std::optional<double> seconds_unless_0(Nanoseconds time) {
 
 ArenaSpec make_spec(int world, int backups, int window,
                     const std::vector<std::pair<std::string, std::size_t>>& flats,
-                    std::size_t chunk_bytes, std::vector<int> ranks) {
+                    std::size_t chunk_bytes, std::vector<int> ranks, std::size_t device_flats,
+                    std::size_t device_chunk_bytes) {
   std::vector<Flat> typed;
   typed.reserve(flats.size());
   for (const auto& [dtype, count] : flats) typed.push_back({dtype_from_name(dtype), count});
-  return Collective::spec(backup_workers(world, backups), window, std::move(typed), chunk_bytes,
-                          std::move(ranks));
+  ArenaSpec spec = Collective::spec(backup_workers(world, backups), window, std::move(typed),
+                                    chunk_bytes, std::move(ranks));
+  spec.device_flats = device_flats;
+  spec.device_chunk_bytes = std::max(device_chunk_bytes, sizeof(double));
+  return spec;
 }
 
 /// A collective, the segment it lives in, and this process's views of its results.
@@ -64,6 +67,13 @@ class CollectiveHandle {
     auto& view = views_.at(static_cast<std::size_t>(buffer));
     if (!view) view.emplace(*segment_, arena_.result_offset(buffer), arena_.contribution_bytes());
     return flats_at(view->data(), self);
+  }
+
+  /// A result in the shared memory itself, for whoever only reads it.
+  std::vector<Bytes> shared_results(int buffer, const py::object& self) const {
+    std::vector<Bytes> flats = flats_at(arena_.result(buffer), self);
+    for (Bytes& flat : flats) flat.attr("flags").attr("writeable") = false;
+    return flats;
   }
 
   /// Forgets what this process wrote to the views of a result.
@@ -122,8 +132,10 @@ std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segme
                                                   bool carry, double grace, double timeout,
                                                   std::pair<int, int> patience, bool remote_reads,
                                                   py::object patrol, const py::object& doorbell,
-                                                  const py::object& service) {
+                                                  const py::object& service, bool sum,
+                                                  std::shared_ptr<MappedArena> mapped) {
   Options options;
+  options.sum = sum;
   options.policy = backup_workers(spec.world, backups, nanoseconds(grace));
   options.late = carry ? Late::carry : Late::drop;
   options.timeout = nanoseconds(timeout);
@@ -132,6 +144,7 @@ std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segme
   options.patrol = patrol_of(std::move(patrol));
   options.service = doorbell_of(doorbell);
   options.errand = errand_of(service);
+  options.mapped = std::move(mapped);
   if (segment->size() < Arena::bytes(spec)) {
     throw InvalidArgument("the segment has " + std::to_string(segment->size()) + " bytes, the " +
                           "arena needs " + std::to_string(Arena::bytes(spec)));
@@ -154,65 +167,11 @@ void translate(std::exception_ptr thrown) {
     set_python_error("RoundTimeout", e.what());
   } catch (const PeerFailed& e) {
     set_python_error("PeerFailed", e.what());
+  } catch (const DeviceError& e) {
+    set_python_error("DeviceError", e.what());
   } catch (const Error& e) {
     set_python_error("Error", e.what());
   }
-}
-
-void bind_memory(py::module_& m) {
-  py::class_<Segment, std::shared_ptr<Segment>>(m, "Segment")
-      .def_static("create", &Segment::create, py::arg("bytes"))
-      .def_static("open", &Segment::open, py::arg("path"), py::arg("bytes"))
-      .def_property_readonly("path", &Segment::path)
-      .def_property_readonly("size", &Segment::size)
-      .def("bytes", [](const py::object& self) {
-        const auto& segment = self.cast<const Segment&>();
-        return Bytes(static_cast<py::ssize_t>(segment.size()),
-                     reinterpret_cast<std::uint8_t*>(segment.data()), self);
-      });
-  py::class_<LifeLock>(m, "LifeLock")
-      .def(py::init([](const Segment& segment, std::vector<int> ranks, int rank) {
-             return LifeLock(segment.fd(), std::move(ranks), rank);
-           }),
-           py::arg("segment"), py::arg("ranks"), py::arg("rank"), py::keep_alive<1, 2>())
-      .def("dead", &LifeLock::dead);
-  m.def("can_read_remote", &can_read_remote, py::arg("pid"), py::arg("address"));
-}
-
-void bind_rows(py::module_& m) {
-  py::class_<Rows>(m, "Rows")
-      .def_static("bytes", &Rows::bytes, py::arg("count"))
-      .def(py::init([](const Segment& segment, int count) {
-             if (segment.size() < Rows::bytes(count)) {
-               throw InvalidArgument("a segment of " + std::to_string(segment.size()) +
-                                     " bytes has no room for " + std::to_string(count) + " rows");
-             }
-             return Rows(segment.data(), count);
-           }),
-           py::arg("segment"), py::arg("count"), py::keep_alive<1, 2>())
-      .def(
-          "write",
-          [](Rows& rows, int row, const py::bytes& data) {
-            const auto text = static_cast<std::string_view>(data);
-            rows.write(row, reinterpret_cast<const std::byte*>(text.data()), text.size());
-          },
-          py::arg("row"), py::arg("data"))
-      .def(
-          "read",
-          [](const Rows& rows, int row) {
-            const std::vector<std::byte> data = rows.read(row);
-            return py::bytes(reinterpret_cast<const char*>(data.data()), data.size());
-          },
-          py::arg("row"))
-      .def("written", &Rows::written)
-      .def("tell", &Rows::tell, py::arg("row"))
-      .def("take_untold", &Rows::take_untold, py::arg("row"))
-      .def(
-          "set_left", [](Rows& rows, int row) { rows.set(row, Rows::kLeft); }, py::arg("row"))
-      .def(
-          "set_dead", [](Rows& rows, int row) { rows.set(row, Rows::kDead); }, py::arg("row"))
-      .def("left", [](const Rows& rows) { return rows.with(Rows::kLeft); })
-      .def("dead", [](const Rows& rows) { return rows.with(Rows::kDead); });
 }
 
 py::tuple contributors(const RoundReport& r) { return py::tuple(py::cast(r.contributors)); }
@@ -262,7 +221,7 @@ void bind_round(py::module_& m) {
       .def_readonly("contributed", &RoundReport::contributed,
                     "Whether this rank is a contributor; if not, it was late, or skipped.")
       .def_readonly("weight", &RoundReport::weight,
-                    "Sum of the contributors' weights; the result is divided by it.")
+                    "Sum of the contributors' weights; the mean is divided by it.")
       .def_property_readonly("arrivals_s", &arrivals,
                              "Contributor -> seconds from the round's first arrival to its own. "
                              "Empty in worlds of several nodes and more than 1024 ranks.")
@@ -307,21 +266,33 @@ void bind_collective(py::module_& m) {
   py::class_<ArenaSpec>(m, "ArenaSpec")
       .def(py::init(&make_spec), py::arg("world"), py::arg("backup_workers"), py::arg("window"),
            py::arg("flats"), py::arg("chunk_bytes") = 128 * 1024,
-           py::arg("ranks") = std::vector<int>{})
-      .def_property_readonly("bytes", &Arena::bytes);
+           py::arg("ranks") = std::vector<int>{}, py::kw_only(), py::arg("device_flats") = 0,
+           py::arg("device_chunk_bytes") = std::size_t{16} << 20)
+      .def_property_readonly("bytes", &Arena::bytes)
+      .def_property_readonly("buffers", [](const ArenaSpec& spec) { return spec.buffers; })
+      .def_property_readonly("device_bytes", [](const ArenaSpec& spec) {
+        return Arena(spec, nullptr).device_bytes();
+      });
   using Handle = CollectiveHandle;
   const auto nogil = py::call_guard<py::gil_scoped_release>();
   py::class_<Handle>(m, "Collective")
       .def(py::init(&make_collective), py::arg("segment"), py::arg("spec"), py::kw_only(),
            py::arg("rank"), py::arg("backup_workers"), py::arg("carry"), py::arg("grace"),
            py::arg("timeout"), py::arg("patience"), py::arg("remote_reads"), py::arg("patrol"),
-           py::arg("doorbell") = py::none(), py::arg("service") = py::none())
+           py::arg("doorbell") = py::none(), py::arg("service") = py::none(),
+           py::arg("sum") = false, py::arg("mapped") = std::shared_ptr<MappedArena>{})
       .def_property_readonly("number", [](Handle& h) { return h.collective().number(); })
       .def_property_readonly("buffer", [](Handle& h) { return h.collective().result_buffer(); })
       .def("slots", [](py::object self) { return self.cast<Handle&>().slots(self); })
       .def(
           "results",
           [](py::object self, int buffer) { return self.cast<Handle&>().results(buffer, self); },
+          py::arg("buffer"))
+      .def(
+          "shared_results",
+          [](py::object self, int buffer) {
+            return self.cast<Handle&>().shared_results(buffer, self);
+          },
           py::arg("buffer"))
       .def("reset_results", &Handle::reset_results, py::arg("buffer"), nogil)
       .def(
@@ -341,7 +312,22 @@ void bind_collective(py::module_& m) {
       .def(
           "release", [](Handle& h) { h.collective().release(); }, nogil)
       .def("allreduce", &Handle::allreduce, py::arg("src"), py::arg("dst"), py::arg("weight"))
-      .def("leave", [](Handle& h) { h.collective().leave(); });
+      .def(
+          "leave", [](Handle& h) { h.collective().leave(); }, nogil)
+      .def("give_back", [](Handle& h) { return h.collective().give_back(); }, nogil);
+}
+
+// Python calls what Py_AtExit has been given last of all, and the youngest first: before mpi4py's
+// MPI_Finalize, which waits for ranks that never come.
+void exit_without_mpi(bool wanted) {
+  static std::atomic<pid_t> process{0};
+  process = wanted ? getpid() : 0;
+  static const int registered = Py_AtExit([] {
+    if (process != getpid()) return;
+    std::fflush(nullptr);
+    _exit(EXIT_FAILURE);
+  });
+  if (registered != 0) throw Error("Python has no room for another function at its exit");
 }
 
 }  // namespace
@@ -350,17 +336,13 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The engine of hvd_backup: partial all-reduce in shared memory.";
   py::register_exception_translator(&translate);
   bind_memory(m);
-  bind_rows(m);
   bind_round(m);
   bind_round_log(m);
+  bind_device(m);  // before what takes a MappedArena
   bind_collective(m);
   bind_nodes(m);
-  py::class_<CudaStatus>(m, "CudaStatus")
-      .def_readonly("built", &CudaStatus::built)
-      .def_readonly("runtime_version", &CudaStatus::runtime_version)
-      .def_readonly("devices", &CudaStatus::devices)
-      .def_readonly("why", &CudaStatus::why);
-  m.def("cuda_status", &cuda_status);
+  m.def("exit_without_mpi", &exit_without_mpi, py::arg("wanted"),
+        "Whether this process, when it ends, ends with status 1 before MPI_Finalize.");
 }
 
 }  // namespace hvd_backup

@@ -1,0 +1,86 @@
+// The part of hvd_backup._core for memory that the ranks of a node share. No logic here.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/error.hpp"
+#include "memory/life_lock.hpp"
+#include "memory/remote.hpp"
+#include "memory/rows.hpp"
+#include "memory/segment.hpp"
+#include "python/convert.hpp"
+
+namespace py = pybind11;
+
+namespace hvd_backup {
+namespace {
+
+void bind_segments(py::module_& m) {
+  py::class_<Segment, std::shared_ptr<Segment>>(m, "Segment")
+      .def_static("create", &Segment::create, py::arg("bytes"))
+      .def_static("open", &Segment::open, py::arg("path"), py::arg("bytes"))
+      .def_property_readonly("path", &Segment::path)
+      .def_property_readonly("size", &Segment::size)
+      .def("bytes", [](const py::object& self) {
+        const auto& segment = self.cast<const Segment&>();
+        return Bytes(static_cast<py::ssize_t>(segment.size()),
+                     reinterpret_cast<std::uint8_t*>(segment.data()), self);
+      });
+  py::class_<LifeLock>(m, "LifeLock")
+      .def(py::init([](const Segment& segment, std::vector<int> ranks, int rank) {
+             return LifeLock(segment.fd(), std::move(ranks), rank);
+           }),
+           py::arg("segment"), py::arg("ranks"), py::arg("rank"), py::keep_alive<1, 2>())
+      .def("dead", &LifeLock::dead);
+  m.def("can_read_remote", &can_read_remote, py::arg("pid"), py::arg("address"));
+}
+
+void bind_rows(py::module_& m) {
+  py::class_<Rows>(m, "Rows")
+      .def_static("bytes", &Rows::bytes, py::arg("count"))
+      .def(py::init([](const Segment& segment, int count) {
+             if (segment.size() < Rows::bytes(count)) {
+               throw InvalidArgument("a segment of " + std::to_string(segment.size()) +
+                                     " bytes has no room for " + std::to_string(count) + " rows");
+             }
+             return Rows(segment.data(), count);
+           }),
+           py::arg("segment"), py::arg("count"), py::keep_alive<1, 2>())
+      .def(
+          "write",
+          [](Rows& rows, int row, const py::bytes& data) {
+            const auto text = static_cast<std::string_view>(data);
+            rows.write(row, reinterpret_cast<const std::byte*>(text.data()), text.size());
+          },
+          py::arg("row"), py::arg("data"))
+      .def(
+          "read",
+          [](const Rows& rows, int row) {
+            const std::vector<std::byte> data = rows.read(row);
+            return py::bytes(reinterpret_cast<const char*>(data.data()), data.size());
+          },
+          py::arg("row"))
+      .def("written", &Rows::written)
+      .def("tell", &Rows::tell, py::arg("row"))
+      .def("take_untold", &Rows::take_untold, py::arg("row"))
+      .def(
+          "set_left", [](Rows& rows, int row) { rows.set(row, Rows::kLeft); }, py::arg("row"))
+      .def(
+          "set_dead", [](Rows& rows, int row) { rows.set(row, Rows::kDead); }, py::arg("row"))
+      .def("left", [](const Rows& rows) { return rows.with(Rows::kLeft); })
+      .def("dead", [](const Rows& rows) { return rows.with(Rows::kDead); });
+}
+
+}  // namespace
+
+void bind_memory(py::module_& m) {
+  bind_segments(m);
+  bind_rows(m);
+}
+
+}  // namespace hvd_backup
