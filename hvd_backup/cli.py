@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hvd_backup.cluster import templates
+from hvd_backup.cluster.run import Job
 from hvd_backup.errors import LaunchError
 
 app = typer.Typer(
@@ -112,12 +114,26 @@ def run(
         ),
     ] = None,
     hosts: Annotated[
-        str, typer.Option("--hosts", "-H", help="name:ranks,name:ranks or name,name")
-    ] = "",
+        str | None, typer.Option("--hosts", "-H", help="name:ranks,name:ranks or name,name")
+    ] = None,
     variable: Annotated[
         list[str] | None, typer.Option("-x", help="NAME or NAME=value for the ranks; repeatable.")
     ] = None,
     mpi_args: Annotated[str, typer.Option(help="Further options for mpirun, in one word.")] = "",
+    no_mpi: Annotated[
+        bool, typer.Option("--no-mpi", help="Start the ranks on this host, without any MPI.")
+    ] = False,
+    prefix: Annotated[
+        bool, typer.Option("--prefix", help="With --no-mpi: [rank] before each line of output.")
+    ] = False,
+    kill_after: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="With --no-mpi: seconds that the ranks get to end when one has failed, before "
+            "SIGTERM, and again before SIGKILL.",
+        ),
+    ] = 5.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
     command: Annotated[
         list[str] | None, typer.Argument(help="What to run: python train.py --lr 0.1")
@@ -125,7 +141,9 @@ def run(
 ) -> None:
     """Start a training script on several ranks, with the mpirun that is here.
 
-    Prints mpirun's command line and becomes it: signals and exit status are mpirun's.
+    Prints mpirun's command line and becomes it: signals and exit status are mpirun's. With --no-mpi
+    it starts the ranks itself; the exit status is that of the first rank that fails (128 and the
+    signal if it was killed).
     """
     from hvd_backup.cluster import run as runner
     from hvd_backup.config import Config
@@ -141,11 +159,15 @@ def run(
             command=command or (),
             hosts=hosts,
             variables=runner.variables(variable or (), os.environ),
-            options=shlex.split(mpi_args),
+            options=runner.words("--mpi-args", mpi_args),
         )
         runner.check(job)
+        if no_mpi:
+            runner.check_local(job)
     except ValueError as error:
         fail(str(error), code=2)
+    if no_mpi:
+        _run_local(runner.local_environment(job, os.environ), job, prefix, kill_after, dry_run)
     try:
         mpirun = find_mpirun()
         kind = runner.kind_of(mpirun)
@@ -163,6 +185,23 @@ def run(
         os.execve(mpirun, line, runner.launcher_environment(os.environ, root=root))
     except OSError as error:
         fail(f"cannot run {mpirun}: {error}", code=1)
+
+
+def _run_local(
+    environ: Mapping[str, str], job: Job, prefix: bool, kill_after: float, dry_run: bool
+) -> NoReturn:
+    from hvd_backup.cluster.local_run import LocalRun
+
+    if dry_run:
+        more = [f"{k}={v}" for k, v in environ.items() if os.environ.get(k) != v]
+        typer.echo(f"{shlex.join([*more, *job.command])}  # {job.ranks} times")
+        raise typer.Exit(0)
+    local = LocalRun(job.command, job.ranks, environ, prefix=prefix, kill_after=kill_after)
+    try:
+        status = local.run()
+    except OSError as error:
+        fail(f"cannot run {job.command[0]}: {error}", code=127)
+    raise typer.Exit(status)
 
 
 @app.command()

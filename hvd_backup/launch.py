@@ -22,7 +22,15 @@ SRUN = "srun"
 HOROVODRUN_MPI = "horovodrun --mpi"
 HOROVODRUN_GLOO = "horovodrun --gloo"
 TORCHRUN = "torchrun"
+LOCAL = "hvd-backup run --no-mpi"
 NONE = "none"
+
+# What LOCAL hands over to a rank: where to reach it, and with what; rank and size besides.
+LOCAL_SOCKET = "HVD_BACKUP_LAUNCH_SOCKET"
+LOCAL_TOKEN = "HVD_BACKUP_LAUNCH_TOKEN"
+LOCAL_RANK = "HVD_BACKUP_LAUNCH_RANK"
+LOCAL_SIZE = "HVD_BACKUP_LAUNCH_SIZE"
+LOCAL_VARIABLES = (LOCAL_SOCKET, LOCAL_TOKEN, LOCAL_RANK, LOCAL_SIZE)
 
 BY_OPEN_MPI = (OPEN_MPI, HOROVODRUN_MPI)
 _LIKE_MPICH = re.compile("MPICH|MVAPICH|Intel\\(R\\) MPI")
@@ -30,6 +38,7 @@ _LIKE_MPICH = re.compile("MPICH|MVAPICH|Intel\\(R\\) MPI")
 # Launcher, the variable that only it sets, and those with rank, size, local rank, local size.
 # Innermost first: mpirun and torchrun may be started by srun and then inherit its variables.
 _VARIABLES = (
+    (LOCAL, LOCAL_SOCKET, (LOCAL_RANK, LOCAL_SIZE, LOCAL_RANK, LOCAL_SIZE)),
     (
         OPEN_MPI,
         "OMPI_COMM_WORLD_SIZE",
@@ -110,8 +119,8 @@ def check(launch: Launch, mpi_rank: int, mpi_size: int) -> None:
     When MPI's world has several ranks its word counts: a launcher's numbers may rightly differ (a
     job of several programs, a spawned world).
     """
-    if launch.size is None or launch.size <= 1 or mpi_size > 1:
-        return
+    if launch.size is None or launch.size <= 1 or mpi_size > 1 or launch.launcher == LOCAL:
+        return  # LOCAL makes its world without MPI
     way_out = _WAY_OUT[launch.launcher].format(size=launch.size)
     raise LaunchError(
         f"{launch.launcher} started {launch.size} processes, but this one is rank {mpi_rank} of an "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hvd_backup import _core, errors
+from hvd_backup.local_comm import module_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -18,8 +19,7 @@ class Places:
     """
 
     def __init__(self, comm: MPI.Intracomm, node_size: int | None = None) -> None:
-        from mpi4py import MPI
-
+        MPI = module_of(comm)
         self.comm = comm
         self.rank, self.size = comm.rank, comm.size
         host = comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
@@ -29,9 +29,12 @@ class Places:
         """The communicator of this node's ranks, in the world's order."""
         if node_size is not None:
             self.node = host.Split(host.rank // node_size, key=self.rank)
-            host.Free()
         self.local_rank, self.local_size = self.node.rank, self.node.size
         first = comm.allgather(self.node.bcast(self.rank))
+        self.hosts = len(set(comm.allgather(host.bcast(self.rank))))
+        """The number of hosts that the world's nodes are on."""
+        if node_size is not None:
+            host.Free()
         nodes = {rank: node for node, rank in enumerate(sorted(set(first)))}
         self.node_of = [nodes[rank] for rank in first]
         """The node of every rank; nodes are numbered in the order of their first ranks."""

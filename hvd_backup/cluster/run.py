@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +23,8 @@ class Job:
     ranks: int
     backup_workers: int
     command: Sequence[str]
-    hosts: str = ""
-    """``name:ranks,name:ranks`` or ``name,name``; "" is this machine, or the allocation."""
+    hosts: str | None = None
+    """``name:ranks,name:ranks`` or ``name,name``; None is this machine, or the allocation."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Further environment variables of the ranks."""
     options: Sequence[str] = ()
@@ -38,8 +40,21 @@ def check(job: Job) -> None:
             f"{job.backup_workers} backup workers among {job.ranks} ranks leave nobody to wait "
             f"for: use -b {job.ranks - 1} or less"
         )
-    if job.hosts:
+    if job.hosts is not None:
         slots(job.hosts, job.ranks)
+
+
+def check_local(job: Job) -> None:
+    """Raise ValueError for what cannot be run without an MPI."""
+    if job.hosts is not None:
+        raise ValueError(f"-H {job.hosts}: {launch.LOCAL} starts ranks on this host only")
+    if job.options:
+        raise ValueError(f"--mpi-args are mpirun's; {launch.LOCAL} starts none")
+
+
+def local_environment(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the ranks that are started without an MPI."""
+    return {**environ, **ranks_environment(job, environ)}
 
 
 def kind_of(mpirun: str) -> str:
@@ -82,7 +97,8 @@ def command_line(
     `cores` are those that the system shows, see study.mpirun.shares_cores.
     """
     variables = ranks_environment(job, environ)
-    hosts = ",".join(f"{host}:{n}" for host, n in slots(job.hosts, job.ranks)) if job.hosts else ""
+    places = slots(job.hosts, job.ranks) if job.hosts is not None else []
+    hosts = ",".join(f"{host}:{n}" for host, n in places)
     line = [mpirun, "-np", str(job.ranks)]
     if kind == launch.OPEN_MPI:
         line += ["-H", hosts] if hosts else []
@@ -106,7 +122,11 @@ def command_line(
 
 def ranks_environment(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that the ranks must get, also on other hosts."""
-    ours = {name: environ[name] for name in sorted(environ) if name.startswith("HVD_BACKUP_")}
+    ours = {
+        name: environ[name]
+        for name in sorted(environ)
+        if name.startswith("HVD_BACKUP_") and name not in launch.LOCAL_VARIABLES
+    }
     ours["HVD_BACKUP_WORKERS"] = str(job.backup_workers)
     # As with torchrun: without it every rank would take all cores.
     ours["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS") or "1"
@@ -115,7 +135,9 @@ def ranks_environment(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
 
 def launcher_environment(environ: Mapping[str, str], *, root: bool) -> dict[str, str]:
     """What mpirun itself is started with."""
-    return {**environ, **(AS_ROOT if root else {})}
+    # Within a rank of ours, the new ranks are not that launcher's.
+    kept = {name: environ[name] for name in environ if name not in launch.LOCAL_VARIABLES}
+    return {**kept, **(AS_ROOT if root else {})}
 
 
 def variables(texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
@@ -123,10 +145,20 @@ def variables(texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str
     found = {}
     for text in texts:
         name, given, value = text.partition("=")
+        if not re.fullmatch(r"\w+", name):
+            raise ValueError(f"-x {text}: use -x NAME or -x NAME=value")
         if not given and name not in environ:
             raise ValueError(f"-x {name}: it is not set; use -x {name}=value")
         found[name] = value if given else environ[name]
     return found
+
+
+def words(option: str, text: str) -> list[str]:
+    """What a shell would make of the value of `option`."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{option} {text}: {error}") from None
 
 
 def slots(hosts: str, ranks: int) -> list[tuple[str, int]]:
@@ -137,7 +169,9 @@ def slots(hosts: str, ranks: int) -> list[tuple[str, int]]:
     names: list[tuple[str, int | None]] = []
     for word in hosts.split(","):
         name, colon, number = word.strip().partition(":")
-        if not name or (colon and not (number.isdigit() and int(number) > 0)):
+        if not re.fullmatch(r"[^\s:]+", name) or (
+            colon and not (number.isdigit() and int(number) > 0)
+        ):
             raise ValueError(f"-H {hosts}: use name:ranks,name:ranks or name,name")
         names.append((name, int(number) if colon else None))
     if all(number is None for _, number in names):

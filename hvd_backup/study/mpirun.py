@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 from hvd_backup.errors import LaunchError
 
 GRACE_S = 5.0  # between asking mpirun to end and making it
+LOOK_S = 0.5  # Ctrl-C just before a read does not end it: it would wait for the next line
 OVERSUBSCRIBE = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",  # Open MPI 5
     "OMPI_MCA_rmaps_base_oversubscribe": "1",  # Open MPI 4
@@ -60,7 +62,7 @@ def run_ranks(ranks: int, module: list[str], log: Path) -> Generator[dict[str, A
     command = [find_mpirun(), "-np", str(ranks), sys.executable, "-m", *module]
     env = environment(os.environ, ranks, len(os.sched_getaffinity(0)), os.geteuid() == 0)
     with log.open("w") as copy, _process(command, env) as process:
-        for line in process.stdout or ():
+        for line in _lines(process):
             copy.write(line)
             message = parse(line)
             if message is not None:
@@ -73,7 +75,7 @@ def run_ranks(ranks: int, module: list[str], log: Path) -> Generator[dict[str, A
 
 
 @contextlib.contextmanager
-def _process(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def _process(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C reaches only us, and we pass it on once. Two interrupts, one
     # from the terminal and one from us, would make mpirun give up without cleaning up.
     process = subprocess.Popen(
@@ -82,8 +84,7 @@ def _process(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Pop
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
+        bufsize=0,
         start_new_session=True,
     )
     try:
@@ -93,7 +94,22 @@ def _process(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Pop
         _end(process)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    assert process.stdout is not None
+    fd, rest = process.stdout.fileno(), b""
+    while True:
+        if not select.select([fd], [], [], LOOK_S)[0]:
+            continue
+        data = os.read(fd, 1 << 16)
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (line.decode(errors="replace") + "\n" for line in lines)
+        if not data:
+            if rest:
+                yield rest.decode(errors="replace")
+            return
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):

@@ -5,7 +5,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from hvd_backup import launch
+from hvd_backup import _core, launch
 from hvd_backup.cli import app
 from hvd_backup.cluster import doctor, findings, probe
 from hvd_backup.cluster.findings import FAIL, NOTE, OK, TODO, Answer
@@ -20,6 +20,11 @@ MPI = {
     "module": "MPI.openmpi.cpython-311-x86_64-linux-gnu.so",
     "threads": "MULTIPLE",
 }
+NOT_BUILT = {"built": False, "devices": 0, "runtime": 0, "why": "no nvcc"}
+NO_DRIVER = {"built": True, "devices": 0, "runtime": 13000, "why": "no driver"}
+TWO_GPUS = {"built": True, "devices": 2, "runtime": 12040, "why": ""}
+STAGED = {"unpinned": "", "path": "staged", "unmapped": ""}
+MAPPED = {"unpinned": "", "path": "mapped", "unmapped": ""}
 WORKS = {**MPI, "works": True, "remote_reads": True}
 
 
@@ -157,19 +162,33 @@ def test_the_worst_node_is_the_one_that_is_told():
 @pytest.mark.parametrize(
     ("facts", "expected", "words"),
     [
-        (
-            {"built": False, "devices": 0, "runtime": 0, "why": "no nvcc"},
-            NOTE,
-            "not built in: no n",
-        ),
-        ({"built": True, "devices": 0, "runtime": 13000, "why": "no driver"}, NOTE, "no driver"),
-        ({"built": True, "devices": 2, "runtime": 12040, "why": ""}, OK, "runtime 12.4, 2 devices"),
+        (NOT_BUILT, NOTE, "not built in, gradients on a GPU are refused: no nvcc"),
+        (NO_DRIVER, NOTE, "not used, gradients on a GPU are refused: no driver"),
+        (TWO_GPUS | {"unpinned": ""}, OK, "runtime 12.4, 2 devices; gradients are staged"),
+        (TWO_GPUS | {"unpinned": ""}, OK, "shared memory of the host, which is pinned"),
+        (TWO_GPUS | STAGED, OK, "is pinned; HVD_BACKUP_DEVICE_PATH=mapped would do without"),
+        (TWO_GPUS | STAGED | {"unmapped": "x"}, OK, "HVD_BACKUP_DEVICE_PATH=mapped could not: x"),
+        (TWO_GPUS | MAPPED, OK, "2 devices; gradients stay in memory of the GPUs"),
+        (TWO_GPUS | MAPPED | {"unmapped": "no access"}, TODO, "one another's GPUs: no access"),
+        (TWO_GPUS | {"unpinned": "no room"}, TODO, "cannot be pinned: no room; raise the limit"),
+        (TWO_GPUS, TODO, "2 devices, gradients on a GPU are refused: a trial failed: it crashed"),
     ],
 )
-def test_cuda_is_told_as_the_core_sees_it(facts, expected, words):
-    line = findings.cuda(Answer(facts))
+def test_cuda_is_told_as_the_core_sees_it_and_which_way_gradients_go(facts, expected, words):
+    line = findings.cuda(Answer(facts, "" if "unpinned" in facts else "it crashed"))
     assert line.status == expected
     assert words in line.text
+
+
+def test_the_trial_of_the_way_of_gradients_sees_what_arrives():
+    assert probe.try_staging(_core, _core.Staging.HOST) == ""
+
+
+def test_the_trial_of_mapped_memory_has_another_process_read_it():
+    host = _core.Staging.HOST
+    assert probe.try_mapping(_core, host, host) == ""
+    why = probe.try_mapping(_core, host, 99)  # no such GPU, or no CUDA
+    assert "CUDA device 99" in why
 
 
 @pytest.mark.parametrize(
