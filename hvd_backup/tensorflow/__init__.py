@@ -1,0 +1,199 @@
+"""hvd_backup for TensorFlow 2: ``import hvd_backup.tensorflow as hvd``, was horovod.tensorflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import tensorflow  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"hvd_backup.tensorflow needs TensorFlow ({error}): pip install tensorflow, or, on a "
+        "machine without a GPU, tensorflow-cpu"
+    ) from error
+
+from hvd_backup import (
+    Average,
+    Error,
+    LaunchError,
+    Max,
+    Min,
+    Mismatch,
+    NotInitialized,
+    PeerFailed,
+    ProcessSet,
+    Product,
+    Round,
+    RoundTimeout,
+    Stats,
+    Sum,
+    add_process_set,
+    barrier,
+    cross_rank,
+    cross_size,
+    global_process_set,
+    init,
+    is_homogeneous,
+    is_initialized,
+    local_rank,
+    local_size,
+    rank,
+    remove_process_set,
+    shutdown,
+    size,
+)
+from hvd_backup.capabilities import (
+    ccl_built,
+    cuda_built,
+    ddl_built,
+    gloo_built,
+    gloo_enabled,
+    mpi_built,
+    mpi_enabled,
+    mpi_threads_supported,
+    nccl_built,
+    rocm_built,
+)
+from hvd_backup.tensorflow.collectives import (
+    allgather,
+    allreduce,
+    alltoall,
+    broadcast,
+    grouped_allgather,
+    grouped_allreduce,
+    grouped_reducescatter,
+    join,
+    reducescatter,
+)
+from hvd_backup.tensorflow.compression import (
+    Compression,
+)
+from hvd_backup.tensorflow.facts import local_rank_op, local_size_op, rank_op, size_op
+from hvd_backup.tensorflow.functions import (
+    allgather_object,
+    broadcast_global_variables,
+    broadcast_object,
+    broadcast_object_fn,
+    broadcast_variables,
+)
+from hvd_backup.tensorflow.ops import (
+    native_errors,
+)
+from hvd_backup.tensorflow.refused import refuser as _refuser
+from hvd_backup.tensorflow.tape import (
+    DistributedGradientTape,
+    PartialDistributedGradientTape,
+)
+from hvd_backup.timeline import start_timeline, stop_timeline
+
+__getattr__ = _refuser(__name__)
+
+
+def DistributedOptimizer(  # noqa: N802 (Horovod's name)
+    optimizer: Any,
+    name: str | None = None,
+    use_locking: bool = False,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: Any = Compression.none,
+    sparse_as_dense: bool = False,
+    backward_passes_per_step: int = 1,
+    op: str = Average,
+    gradient_predivide_factor: float = 1.0,
+    average_aggregated_gradients: bool = False,
+    num_groups: int = 0,
+    groups: Any = None,
+    process_set: Any = None,
+    scale_local_gradients: bool = True,
+    **ours: Any,
+) -> Any:
+    """``hvd_backup.tensorflow.keras.DistributedOptimizer`` with this module's order of arguments.
+
+    `use_locking` changes nothing. Raises TypeError for TensorFlow 1's optimizers.
+    """
+    from hvd_backup.tensorflow.keras import DistributedOptimizer as OfKeras
+
+    return OfKeras(
+        optimizer,
+        name,
+        device_dense,
+        device_sparse,
+        compression,
+        sparse_as_dense,
+        gradient_predivide_factor,
+        op,
+        backward_passes_per_step,
+        average_aggregated_gradients,
+        num_groups,
+        groups,
+        process_set,
+        scale_local_gradients,
+        **ours,
+    )
+
+
+__all__ = [
+    "Average",
+    "Compression",
+    "DistributedGradientTape",
+    "DistributedOptimizer",
+    "Error",
+    "LaunchError",
+    "Max",
+    "Min",
+    "Mismatch",
+    "NotInitialized",
+    "PartialDistributedGradientTape",
+    "PeerFailed",
+    "ProcessSet",
+    "Product",
+    "Round",
+    "RoundTimeout",
+    "Stats",
+    "Sum",
+    "add_process_set",
+    "allgather",
+    "allgather_object",
+    "allreduce",
+    "alltoall",
+    "barrier",
+    "broadcast",
+    "broadcast_global_variables",
+    "broadcast_object",
+    "broadcast_object_fn",
+    "broadcast_variables",
+    "ccl_built",
+    "cross_rank",
+    "cross_size",
+    "cuda_built",
+    "ddl_built",
+    "global_process_set",
+    "gloo_built",
+    "gloo_enabled",
+    "grouped_allgather",
+    "grouped_allreduce",
+    "grouped_reducescatter",
+    "init",
+    "is_homogeneous",
+    "is_initialized",
+    "join",
+    "local_rank",
+    "local_rank_op",
+    "local_size",
+    "local_size_op",
+    "mpi_built",
+    "mpi_enabled",
+    "mpi_threads_supported",
+    "native_errors",
+    "nccl_built",
+    "rank",
+    "rank_op",
+    "reducescatter",
+    "remove_process_set",
+    "rocm_built",
+    "shutdown",
+    "size",
+    "size_op",
+    "start_timeline",
+    "stop_timeline",
+]

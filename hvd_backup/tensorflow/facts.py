@@ -1,0 +1,32 @@
+"""This world's ranks and sizes as tensors, under Horovod's names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from hvd_backup import runtime
+
+
+def rank_op(name: str | None = None) -> Any:
+    """``rank()`` as a tensor, int32."""
+    return tf.constant(runtime.rank(), tf.int32, name=name or "rank")
+
+
+def size_op(process_set_id: int = 0, name: str | None = None) -> Any:
+    """``size()`` of the world, or of the process set with that id, as a tensor, int32."""
+    table = runtime.current().sets.get(process_set_id)
+    if table is None:
+        raise ValueError(f"process_set_id={process_set_id}: there is no such process set")
+    return tf.constant(len(table.ranks), tf.int32, name=name or "size")
+
+
+def local_rank_op(name: str | None = None) -> Any:
+    """``local_rank()`` as a tensor, int32."""
+    return tf.constant(runtime.local_rank(), tf.int32, name=name or "local_rank")
+
+
+def local_size_op(name: str | None = None) -> Any:
+    """``local_size()`` as a tensor, int32."""
+    return tf.constant(runtime.local_size(), tf.int32, name=name or "local_size")

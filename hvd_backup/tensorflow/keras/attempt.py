@@ -1,0 +1,53 @@
+"""Leaving a step early that can no longer count, in code that runs eagerly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+
+class Overtaken(BaseException):
+    """The round was sealed without this rank. Not an Exception: no handler should catch it."""
+
+
+class Attempt:
+    """``with optimizer.attempt() as attempt:`` around one whole step, its ``apply()`` included.
+
+    ``attempt.check()``, before the forward pass and between forward and backward, leaves the block
+    if the round was sealed without this rank; what the others agreed on is applied then. What the
+    block would have assigned may be missing after it: look at ``completed``.
+    """
+
+    def __init__(
+        self, overtaken: Callable[[], bool], skip: Callable[[], object], rounds: Callable[[], int]
+    ) -> None:
+        self._overtaken, self._skip, self._rounds = overtaken, skip, rounds
+        self._before = 0
+        self.completed = False
+        """Whether the block ran to its end."""
+
+    def check(self) -> None:
+        """Leave the block if its work can no longer count."""
+        if self._overtaken():
+            raise Overtaken
+
+    def __enter__(self) -> Attempt:
+        self._before = self._rounds()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if isinstance(error, Overtaken):
+            self._skip()
+        elif kind is None:
+            self.completed = True
+            if (made := self._rounds() - self._before) != 1:
+                raise RuntimeError(
+                    f"the attempt() block made {made} steps; apply_gradients() belongs into it, "
+                    "once"
+                )
+        return isinstance(error, Overtaken)

@@ -1,0 +1,259 @@
+"""Callbacks for ``fit``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hvd_backup import runtime
+from hvd_backup.tensorflow import host
+from hvd_backup.tensorflow.functions import broadcast_variables
+from hvd_backup.tensorflow.keras.fitting import leave_early, prepare_model
+
+log = logging.getLogger("hvd_backup")
+
+
+class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
+    """Gives every rank `root_rank`'s weights and optimizer state, once, before the first batch.
+
+    Each rank keeps random seeds of its own (dropout masks differ between ranks), and
+    `local_variables`. `device` changes nothing. Besides, ``fit`` raises this package's errors as
+    what they are, and XLA is off where ``jit_compile="auto"`` switched it on.
+    """
+
+    def __init__(self, root_rank: int, device: str = "", local_variables: Any = None) -> None:
+        super().__init__()
+        self.root_rank = root_rank
+        self.broadcast_done = False
+        self._local: set[int] = set()
+        if local_variables is None:
+            local_variables = []
+        elif isinstance(local_variables, tf.Variable | keras.Variable):
+            local_variables = [local_variables]
+        for variable in local_variables:
+            if not isinstance(variable, tf.Variable | keras.Variable):
+                raise ValueError("All local variables must be of tf.Variable type.")  # noqa: TRY004
+            self.register_local_var(variable)
+
+    def register_local_var(self, var: Any) -> None:
+        """Leave this variable to each rank."""
+        self._local.add(id(var))
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        prepare_model(model)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.model.built:  # else after the first batch, which builds it
+            self._broadcast()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._broadcast()
+
+    def _broadcast(self) -> None:
+        if self.broadcast_done:
+            return
+        optimizer = self.model.optimizer
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        variables = [*self.model.weights, *optimizer.variables]
+        broadcast_variables([v for v in variables if id(v) not in self._local], self.root_rank)
+        self.broadcast_done = True
+
+
+class MetricAverageCallback(keras.callbacks.Callback):
+    """Averages an epoch's metrics over all ranks, for the callbacks that come after it.
+
+    ``fit`` raises Mismatch, on every rank, if the ranks have different metrics. `device` changes
+    nothing.
+    """
+
+    def __init__(self, device: str = "") -> None:
+        super().__init__()
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        prepare_model(model)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs:
+            logs.update(host.mean_of_named({name: float(value) for name, value in logs.items()}))
+
+
+class LearningRateScheduleCallback(keras.callbacks.Callback):
+    """Sets the learning rate to `initial_lr` times `multiplier`, from `start_epoch` to `end_epoch`.
+
+    `multiplier` is a function of the epoch, or a number: its power of the epochs since
+    `start_epoch`. With `staircase` the rate changes between epochs, else with each batch (epochs
+    are then fractions; `steps_per_epoch` is detected if ``fit`` knows it). `momentum_correction`
+    (Goyal et al. 2017) scales the velocity as the rate changes, where the optimizer has one.
+    """
+
+    def __init__(
+        self,
+        initial_lr: float,
+        multiplier: float | Callable[[float], float],
+        start_epoch: int = 0,
+        end_epoch: int | None = None,
+        staircase: bool = True,
+        momentum_correction: bool = True,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        super().__init__()
+        if initial_lr is None:
+            raise ValueError("Parameter `initial_lr` is required")
+        self.initial_lr = initial_lr
+        self.start_epoch, self.end_epoch = start_epoch, end_epoch
+        self.staircase = staircase
+        self.momentum_correction = momentum_correction
+        self.steps_per_epoch = steps_per_epoch
+        self.current_epoch = 0
+        if callable(multiplier):
+            self.multiplier = multiplier
+        else:
+            self.multiplier = lambda epoch: multiplier ** (epoch - start_epoch)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self.staircase and not self.steps_per_epoch:
+            self.steps_per_epoch = (self.params or {}).get("steps")
+            if not self.steps_per_epoch:
+                raise ValueError(
+                    "Could not autodetect the number of steps per epoch. Please specify the "
+                    f"steps_per_epoch parameter to the {type(self).__name__}()."
+                )
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.current_epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        ended = self.end_epoch is not None and self.current_epoch >= self.end_epoch
+        if self.current_epoch < self.start_epoch or ended:
+            return
+        if not self.staircase:
+            assert self.steps_per_epoch is not None
+            self._adjust(self.current_epoch + batch / self.steps_per_epoch)
+        elif batch == 0:
+            self._adjust(self.current_epoch)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs is not None:
+            logs["lr"] = self._rate()
+
+    def _rate(self) -> float:
+        return float(np.asarray(self.model.optimizer.learning_rate))
+
+    def _adjust(self, epoch: float) -> None:
+        old, new = self._rate(), self.initial_lr * self.multiplier(epoch)
+        self.model.optimizer.learning_rate = new
+        if self.momentum_correction and old > 0 and new != old:
+            # Momentum is a constant of Keras 3's compiled step. To scale what it multiplies, the
+            # velocity, once is the same as to scale momentum for one batch.
+            for velocity in _velocities(self.model.optimizer):
+                velocity.assign(velocity * (new / old))
+
+
+def _velocities(optimizer: Any) -> Iterable[Any]:
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not getattr(optimizer, "momentum", 0) or not optimizer.built:
+        return []
+    found = getattr(optimizer, "momentums", None) or getattr(optimizer, "_momentums", None) or []
+    return [velocity for velocity in found if velocity is not None]
+
+
+class LearningRateWarmupCallback(LearningRateScheduleCallback):
+    """Raises the learning rate from `initial_lr` / size to `initial_lr` in `warmup_epochs`.
+
+    `initial_lr` is the rate for all ranks together (Goyal et al. 2017).
+    """
+
+    def __init__(
+        self,
+        initial_lr: float,
+        warmup_epochs: int = 5,
+        momentum_correction: bool = True,
+        steps_per_epoch: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        def multiplier(epoch: float) -> float:
+            assert self.steps_per_epoch is not None
+            size = runtime.size()
+            done = epoch + 1.0 / self.steps_per_epoch  # round numbers at the ends of epochs
+            return 1.0 / size * (done * (size - 1) / warmup_epochs + 1)
+
+        super().__init__(
+            initial_lr,
+            multiplier,
+            end_epoch=warmup_epochs,
+            staircase=False,
+            momentum_correction=momentum_correction,
+            steps_per_epoch=steps_per_epoch,
+        )
+        self.verbose = verbose
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        if self.end_epoch == epoch + 1 and self.verbose > 0 and runtime.rank() == 0:
+            print(
+                f"\nEpoch {epoch + 1}: finished gradual learning rate warmup to {self._rate():g}."
+            )
+
+
+class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):
+    """Saves the best model so far, on rank 0; with MetricAverageCallback before it, best for all.
+
+    `filepath`, or the attribute of this name, says where. (Horovod leaves it to its Spark.)
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_weights_only: bool = False,
+        mode: str = "auto",
+        save_freq: str | int = "epoch",
+        filepath: Any = None,
+    ) -> None:
+        suffix = ".weights.h5" if save_weights_only else ".keras"
+        super().__init__(
+            filepath=f"best{suffix}" if filepath is None else filepath,
+            monitor=monitor,
+            verbose=verbose,
+            save_best_only=True,
+            save_weights_only=save_weights_only,
+            mode=mode,
+            save_freq=save_freq,
+        )
+        if filepath is None:
+            self.filepath = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.filepath is None:
+            raise ValueError("BestModelCheckpoint: set its filepath, to a name that ends in .keras")
+        super().on_train_begin(logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if runtime.rank() == 0:
+            super().on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if runtime.rank() == 0:
+            super().on_epoch_end(epoch, logs)
+
+
+class AttemptCallback(keras.callbacks.Callback):
+    """``fit`` skips a batch whose round is closed already; with ``backup_workers``, no one waits.
+
+    Not Horovod's. Before each forward pass a rank looks whether its gradient can still count; if
+    not, it applies what the others agreed on, and leaves out the computation (and the batch's part
+    in the metrics). A batch that was begun is finished.
+    """
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        prepare_model(model)
+        leave_early(model)

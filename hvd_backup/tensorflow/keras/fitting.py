@@ -1,0 +1,104 @@
+"""What callbacks change about a model that is to be fitted."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hvd_backup.tensorflow.keras.optimizer import steps_of
+from hvd_backup.tensorflow.ops import native_errors
+
+log = logging.getLogger("hvd_backup")
+
+
+def prepare_model(model: Any) -> None:
+    """Let ``fit`` raise this package's errors as what they are, and switch off automatic XLA."""
+    if getattr(model, "_hvd_prepared", False):
+        return
+    # Where there is a GPU, jit_compile="auto" means True; an explicit True cannot be told from it.
+    if model.jit_compile and model._resolve_auto_jit_compile():  # noqa: SLF001
+        log.warning(
+            "%s: jit_compile is switched off, as XLA cannot compile an exchange between ranks; "
+            "compile(jit_compile=False) says the same without this warning",
+            model.name,
+        )
+        model.jit_compile = False
+        model.train_function = None
+    make = model.make_train_function
+
+    def make_train_function(force: bool = False) -> Any:
+        make(force)
+        model.train_function = _with_native_errors(model.train_function)
+        return model.train_function
+
+    object.__setattr__(model, "make_train_function", make_train_function)
+    object.__setattr__(model, "_hvd_prepared", True)
+
+
+def _with_native_errors(function: Any) -> Any:
+    if getattr(function, "_hvd_native", False):
+        return function
+
+    def train_function(iterator: Any) -> Any:
+        with native_errors():
+            return function(iterator)
+
+    train_function._hvd_native = True  # type: ignore[attr-defined]  # noqa: SLF001
+    return train_function
+
+
+def leave_early(model: Any) -> None:
+    """Let the model's ``train_step`` skip what can no longer count.
+
+    Raises ValueError if its optimizer is not distributed.
+    """
+    if steps_of(model.optimizer) is None:
+        raise ValueError(
+            "AttemptCallback needs compile(optimizer=hvd.DistributedOptimizer(…)); "
+            f"this model has {model.optimizer!r}"
+        )
+    compute = model.train_step
+    if getattr(compute, "_hvd_leaves", False):
+        return
+
+    def skip() -> Any:
+        model.optimizer.skip()
+        return model.get_metrics_result()
+
+    def train_step(data: Any) -> Any:
+        on_time = model.optimizer.on_time()
+        if isinstance(on_time, bool):
+            return compute(data) if on_time else skip()
+        return tf.cond(on_time, lambda: compute(data), skip)
+
+    train_step._hvd_leaves = True  # type: ignore[attr-defined]  # noqa: SLF001
+    object.__setattr__(model, "train_step", train_step)
+    model.train_function = None  # made of the step that it was
+
+
+def load_model(
+    filepath: Any,
+    custom_optimizers: Any = None,
+    custom_objects: dict[str, Any] | None = None,
+    compression: Any = None,
+    legacy_opts: bool = False,
+    **options: Any,
+) -> Any:
+    """Load a saved Keras model; its optimizer, state included, becomes a DistributedOptimizer.
+
+    `custom_optimizers` are classes that Keras does not know, `custom_objects` as in
+    ``keras.models.load_model``; `options` are DistributedOptimizer's. Raises ValueError for
+    `legacy_opts`, which Keras 3 does not have.
+    """
+    from hvd_backup.tensorflow.keras.optimizer import DistributedOptimizer
+
+    if legacy_opts:
+        raise ValueError("legacy_opts: Keras 3 has no legacy optimizers")
+    known = {kind.__name__: kind for kind in custom_optimizers or []}
+    model = keras.models.load_model(filepath, custom_objects={**known, **(custom_objects or {})})
+    if getattr(model, "optimizer", None) is not None:
+        model.optimizer = DistributedOptimizer(model.optimizer, compression=compression, **options)
+    return model

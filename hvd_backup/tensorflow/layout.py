@@ -1,0 +1,176 @@
+"""Where the gradients of a list of variables lie in flat buffers. Pure: numpy and plain data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from hvd_backup import errors
+
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+
+_ALIGN = 64  # bytes; TensorFlow takes numpy memory without a copy if it is so aligned
+
+
+@dataclass(frozen=True)
+class Form:
+    """What one variable's gradient is like: dtype by name, shape, dense or IndexedSlices.
+
+    A sparse one has the variable's shape; its rows are those of axis 0.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    sparse: bool = False
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __str__(self) -> str:
+        return f"{'sparse ' if self.sparse else ''}{self.dtype}{list(self.shape)}"
+
+
+Forms = Sequence[Form | None]  # one per variable; None: it has no gradient
+
+
+def agree(names: Sequence[str], everybody: Sequence[Forms]) -> list[Form | None]:
+    """The forms that all ranks exchange, from every rank's own; None where nobody has a gradient.
+
+    Raises Mismatch, on every rank alike, when the ranks' gradients differ in number or form.
+    """
+    counts = [len(forms) for forms in everybody]
+    if len(set(counts)) > 1:
+        told = ", ".join(f"rank {rank}: {count}" for rank, count in enumerate(counts))
+        raise errors.Mismatch(f"the ranks disagree on the number of variables: {told}")
+    agreed: list[Form | None] = []
+    for i, of_variable in enumerate(zip(*everybody, strict=True)):
+        there = {rank: form for rank, form in enumerate(of_variable) if form is not None}
+        if len(set(there.values())) > 1:
+            told = ", ".join(f"rank {rank}: {form}" for rank, form in there.items())
+            raise errors.Mismatch(
+                f"the ranks disagree on the gradient of variable {i}, {names[i]}: {told}"
+            )
+        agreed.append(next(iter(there.values()), None))
+    return agreed
+
+
+class Layout:
+    """One flat buffer per dtype, dense gradients first, then tables of sparse ones.
+
+    A last buffer of float32 has a number per variable (had it a gradient?) and one per row of each
+    table (was the row touched?). Their means are positive exactly if some contributor's was.
+    """
+
+    def __init__(self, forms: Forms) -> None:
+        self.forms = list(forms)
+        counts: dict[str, int] = {}
+        self._offsets: dict[int, int] = {}  # variable -> elements
+        dense = [i for i, form in enumerate(forms) if form is not None and not form.sparse]
+        tables = [i for i, form in enumerate(forms) if form is not None and form.sparse]
+        self._place(dense, counts)
+        self.dense_counts = list(counts.values())
+        self._place(tables, counts)
+        self._dtypes = list(counts)
+        self.dense_counts += [0] * (len(counts) - len(self.dense_counts))
+        self._memory = [Memory() for _ in counts]
+        self._rows: dict[int, int] = {}
+        flags = len(self.forms)
+        for i in tables:
+            self._rows[i] = flags
+            flags += self._form(i).shape[0]
+        self.flats = [*counts.items(), ("float32", flags)]
+
+    def _form(self, i: int) -> Form:
+        form = self.forms[i]
+        assert form is not None
+        return form
+
+    def _place(self, variables: list[int], counts: dict[str, int]) -> None:
+        for i in variables:
+            form = self._form(i)
+            offset = counts.get(form.dtype, 0)
+            self._offsets[i] = offset
+            per_line = _ALIGN // dtype_of(form.dtype).itemsize
+            counts[form.dtype] = -(-(offset + form.size) // per_line) * per_line
+
+    def gradients(self, flats: Sequence[Bytes]) -> list[Array | None]:
+        """Views of the buffers, one per variable, with its shape; None where nobody has one."""
+        views: list[Array | None] = [None] * len(self.forms)
+        for i, offset in self._offsets.items():
+            form = self._form(i)
+            flat = flats[self._dtypes.index(form.dtype)].view(dtype_of(form.dtype))
+            views[i] = flat[offset : offset + form.size].reshape(form.shape)
+        return views
+
+    def dense_copies(self, flats: Sequence[Bytes]) -> list[Array | None]:
+        """The dense gradients as views of memory of their own, which TensorFlow takes as it is."""
+        fresh: list[Bytes] = []
+        for i, count in enumerate(self.dense_counts):
+            nbytes = count * dtype_of(self._dtypes[i]).itemsize
+            copy = self._memory[i].take(nbytes)
+            copy[:] = flats[i][:nbytes]
+            fresh.append(copy)
+        views: list[Array | None] = [None] * len(self.forms)
+        for i, offset in self._offsets.items():
+            form = self._form(i)
+            if not form.sparse:
+                typed = fresh[self._dtypes.index(form.dtype)].view(dtype_of(form.dtype))
+                views[i] = typed[offset : offset + form.size].reshape(form.shape)
+        return views
+
+    def present(self, flats: Sequence[Bytes]) -> npt.NDArray[np.float32]:
+        """View: a number per variable, 1 in a contribution if it has a gradient."""
+        return flats[-1].view(np.float32)[: len(self.forms)]
+
+    def touched(self, flats: Sequence[Bytes]) -> dict[int, npt.NDArray[np.float32]]:
+        """Views: for each sparse variable a number per row, 1 in a contribution if it has it."""
+        flags = flats[-1].view(np.float32)
+        return {i: flags[first : first + self._form(i).shape[0]] for i, first in self._rows.items()}
+
+
+class Memory:
+    """Aligned blocks of one size, used again once no view of them is left, TensorFlow's included.
+
+    The first touch of new memory takes longer than the copy into it.
+    """
+
+    def __init__(self) -> None:
+        self._owners: list[Bytes] = []
+
+    def take(self, nbytes: int) -> Bytes:
+        """A block that nobody else has."""
+        for i in range(len(self._owners)):
+            if _references(self._owners, i) == _ALONE:
+                return _aligned_part(self._owners[i], nbytes)
+        self._owners.append(np.empty(nbytes + _ALIGN, np.uint8))
+        del self._owners[:-_SPARE]  # who keeps results keeps their memory; we need not
+        return _aligned_part(self._owners[-1], nbytes)
+
+
+def _references(owners: list[Bytes], i: int) -> int:
+    return sys.getrefcount(owners[i])  # numpy's views refer to their memory's owner
+
+
+_SPARE = 3
+_ALONE = _references([np.empty(0, np.uint8)], 0)
+
+
+def _aligned_part(memory: Bytes, nbytes: int) -> Bytes:
+    first = -memory.ctypes.data % _ALIGN
+    return memory[first : first + nbytes]
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """numpy's dtype of that name; bfloat16 comes from ml_dtypes, which TensorFlow brings."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return cast("np.dtype[Any]", np.dtype(ml_dtypes.bfloat16))
+    return np.dtype(name)

@@ -1,0 +1,180 @@
+"""Rounds over a list of gradients, on numpy arrays: what the optimizer and the tape stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hvd_backup import collectives, errors, wire
+from hvd_backup.arguments import check_op
+from hvd_backup.exchange import Exchange
+from hvd_backup.group import Group
+from hvd_backup.reports import Round, Stats
+from hvd_backup.tensorflow.layout import Form, Forms, Layout, agree
+
+Array = npt.NDArray[Any]
+
+
+class Slices(NamedTuple):
+    """A sparse gradient: values [k, ...] at rows indices [k]; a row may come more than once."""
+
+    values: Array
+    indices: npt.NDArray[np.int64]
+
+
+Gradient = Array | Slices | None
+
+
+class Options(NamedTuple):
+    """What the user asked for; the exchange checks the first five."""
+
+    backup_workers: int | None = None
+    late: str = "drop"
+    grace: float | None = None
+    window: int | None = None
+    timeout: float | None = None
+    op: str = wire.Average
+    sparse_mean: str = "contributors"
+
+    def of_exchange(self) -> dict[str, Any]:
+        return dict(zip(self._fields[:5], self[:5], strict=True))
+
+    def check(self, group: Group, predivide: float) -> None:
+        """Raises ValueError or TypeError for what the group could not follow."""
+        group.check(self.of_exchange())
+        check_op(self.op, predivide, self.sparse_mean)
+
+
+class GradientRounds:
+    """The rounds of one list of variables. All ranks make the same calls in the same order."""
+
+    def __init__(self, name: str, variables: Sequence[str], options: Options, group: Group) -> None:
+        self._name, self._variables, self._options = name, list(variables), options
+        self._group = group
+        self._exchange: Exchange | None = None
+        self._layout = Layout([])
+        self.stats = Stats()
+        self.last_round: Round | None = None
+
+    @property
+    def forms(self) -> list[Form | None]:
+        """What is exchanged for each variable; empty before ``prepare()``."""
+        return self._layout.forms
+
+    @property
+    def is_prepared(self) -> bool:
+        return self._exchange is not None
+
+    def prepare(self, forms: Forms) -> None:
+        """Make room for gradients of these forms, at the first call and when they need more.
+
+        All ranks come here in the same step. Raises Mismatch when they disagree.
+        """
+        known = self.forms or [None] * len(forms)
+        if self._exchange is not None and all(
+            mine is None or mine == theirs for mine, theirs in zip(forms, known, strict=True)
+        ):
+            return
+        mine = [form or old for form, old in zip(forms, known, strict=True)]
+        theirs = collectives.allgather_object(mine, process_set=self._group.process_set)
+        agreed = agree(self._variables, theirs)
+        if not any(agreed):
+            return  # Keras says what is wrong with that, on every rank
+        layout = Layout(agreed)
+        inside = ", ".join("none" if form is None else str(form) for form in agreed)
+        exchange = Exchange(
+            layout.flats,
+            name=f"{self._name}({inside})",
+            signature=(agreed, self._options),
+            add=self._options.op == wire.Sum,
+            world=self._group.world(),
+            **self._options.of_exchange(),
+        )
+        exchange.stats = self.stats
+        self.close()
+        self._layout, self._exchange = layout, exchange
+        self._slots = layout.gradients(exchange.slots)
+        self._slots_present = layout.present(exchange.slots)
+        self._slots_touched = layout.touched(exchange.slots)
+        for view in exchange.slots:
+            view[:] = 0
+
+    def contribute(
+        self, gradients: Sequence[Gradient], weight: float
+    ) -> tuple[list[Gradient], Array]:
+        """One round: this rank's gradients in, the contributors' out, and which of them are there.
+
+        None stands for a gradient that is not there; it counts as zero if others have one. The
+        second result has a bool per variable: whether some contributor had a gradient.
+        """
+        exchange = self._ready()
+        for i, gradient in enumerate(gradients):
+            if self.forms[i] is not None:
+                self._stage(i, gradient)
+        self.last_round = exchange.arrive_and_wait(weight)
+        return self._load(exchange)
+
+    def skip(self) -> tuple[list[Gradient], Array]:
+        """One round without a gradient of this rank's."""
+        exchange = self._ready()
+        exchange.skip()
+        self.last_round = exchange.wait()
+        return self._load(exchange)
+
+    def overtaken(self) -> bool:
+        """Whether the next round is closed already, so that computing for it is in vain."""
+        return self._exchange is not None and self._exchange.sealed_without_me()
+
+    def close(self) -> None:
+        """Nobody waits for this rank in these rounds any more."""
+        if self._exchange is not None:
+            self._exchange.close()
+
+    def _ready(self) -> Exchange:
+        if self._exchange is None:
+            raise errors.Error(f"{self._name}: no gradient was exchanged yet; apply one first")
+        return self._exchange
+
+    def _stage(self, i: int, gradient: Gradient) -> None:
+        slot = self._slots[i]
+        assert slot is not None
+        self._slots_present[i] = gradient is not None
+        touched = self._slots_touched.get(i)
+        if touched is not None:
+            before = np.flatnonzero(touched)  # also those of a carried contribution
+            slot[before] = 0
+            touched[before] = 0
+        if gradient is None:
+            slot[...] = 0
+        elif isinstance(gradient, Slices):
+            assert touched is not None
+            self._check_rows(i, gradient.indices, len(slot))
+            np.add.at(slot, gradient.indices, gradient.values)
+            touched[gradient.indices] = 1
+        else:
+            slot[...] = gradient
+
+    def _check_rows(self, i: int, indices: Array, rows: int) -> None:
+        if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < rows:
+            raise ValueError(
+                f"{self._variables[i]}: its sparse gradient has rows {indices.min()} to "
+                f"{indices.max()}, but the variable has {rows}"
+            )
+
+    def _load(self, exchange: Exchange) -> tuple[list[Gradient], Array]:
+        flats = exchange.results
+        results: list[Gradient] = list(self._layout.dense_copies(flats))
+        tables = self._layout.gradients(flats)
+        for i, touched in self._layout.touched(flats).items():
+            table = tables[i]
+            assert table is not None
+            rows = np.flatnonzero(touched)
+            values = table[rows]
+            if self._options.sparse_mean == "rows":
+                counts = touched[rows].reshape(-1, *[1] * (values.ndim - 1))
+                values = (values / counts).astype(values.dtype)
+            results[i] = Slices(values, rows)
+        return results, self._layout.present(flats) > 0
