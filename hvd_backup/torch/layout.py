@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+Flats = list[npt.NDArray[np.uint8]]
 
 _DTYPES = {
     torch.float16: "float16",
@@ -18,6 +21,20 @@ _ALIGN = 64  # bytes; vector loads of whatever reads a gradient
 
 
 @dataclass(frozen=True)
+class Run:
+    """Gradients that lie one after another in a flat buffer, with no others between them."""
+
+    dtype: str
+    flat: int
+    offset: int
+    """Bytes from the flat buffer's start."""
+    indices: list[int]
+    """Which parameters, in their order."""
+    slices: list[tuple[int, int]]
+    """First element, from `offset` on, and count of each."""
+
+
+@dataclass(frozen=True)
 class _Place:
     flat: int
     offset: int  # elements
@@ -25,57 +42,117 @@ class _Place:
     stride: tuple[int, ...]
 
 
-class GradientLayout:
-    """One flat buffer per dtype, and a last one with a float32 per parameter: has it a gradient?
+@dataclass(frozen=True)
+class Marks:
+    """Views of the last buffer: of every parameter, which gradient there was."""
 
-    The mean of the latter is positive exactly if some contributor's parameter had a gradient, so
-    that all ranks agree on which parameters to leave alone.
+    dense: npt.NDArray[np.float32]
+    """Per parameter: 1 for a dense gradient."""
+    sparse: npt.NDArray[np.float32]
+    """Per parameter: 1 for a sparse one."""
+    rows: list[npt.NDArray[np.float32] | None]
+    """Per parameter: for every row, 1 if a sparse gradient touched it; None without such places."""
+
+
+class GradientLayout:
+    """One flat buffer per dtype, and a last one, of float32, with marks.
+
+    The marks are two floats per parameter, for a dense and for a sparse gradient, and one per row
+    of every parameter of two and more axes. Their mean is positive exactly where some contributor
+    had set them, so that all ranks agree on which parameters to leave alone, which gradients are
+    sparse and which rows those have, in the same round as the gradients themselves.
+
+    `sent` are tensors as they travel, one per parameter, if they are not as the parameters are
+    (compression): those have no places for rows. Neither have any with `rows` False.
     """
 
-    def __init__(self, params: list[torch.Tensor], names: list[str]) -> None:
+    def __init__(
+        self,
+        params: Sequence[torch.Tensor],
+        names: Sequence[str],
+        sent: Sequence[torch.Tensor] | None = None,
+        *,
+        rows: bool = True,
+    ) -> None:
         counts: dict[torch.dtype, int] = {}
-        for name, param in zip(names, params, strict=True):
-            _check(name, param)
-            counts.setdefault(param.dtype, 0)
+        sent = params if sent is None else sent
+        for name, param, form in zip(names, params, sent, strict=True):
+            _check(name, param, form)
+            counts.setdefault(form.dtype, 0)
         self._dtypes = list(counts)
         self._places: list[_Place] = []
-        for param in params:
-            offset = counts[param.dtype]
-            flat = self._dtypes.index(param.dtype)
-            self._places.append(_Place(flat, offset, param.size(), _dense_stride(param)))
-            per_line = _ALIGN // param.element_size()
-            counts[param.dtype] = -(-(offset + param.numel()) // per_line) * per_line
+        for form in sent:
+            offset = counts[form.dtype]
+            flat = self._dtypes.index(form.dtype)
+            self._places.append(_Place(flat, offset, form.size(), _dense_stride(form)))
+            per_line = _ALIGN // form.element_size()
+            counts[form.dtype] = -(-(offset + form.numel()) // per_line) * per_line
+        self._rows = [
+            param.size(0) if rows and param is form and param.dim() > 1 else 0
+            for param, form in zip(params, sent, strict=True)
+        ]
         self.flats = [(_DTYPES[dtype], counts[dtype]) for dtype in self._dtypes]
-        self.flats.append(("float32", len(params)))
+        self.flats.append(("float32", 2 * len(params) + sum(self._rows)))
         self.signature = [
-            (name, _DTYPES[param.dtype], tuple(param.shape), place.stride)
-            for name, param, place in zip(names, params, self._places, strict=True)
+            (name, _DTYPES[form.dtype], tuple(form.shape), place.stride)
+            for name, form, place in zip(names, sent, self._places, strict=True)
         ]
 
-    def gradients(self, flats: list[npt.NDArray[np.uint8]]) -> list[torch.Tensor]:
-        """Views of the buffers, one per parameter, each with its parameter's shape and strides."""
-        typed = [
+    def typed(self, flats: Flats) -> list[torch.Tensor]:
+        """The buffers that hold gradients, as tensors."""
+        return [
             torch.frombuffer(flat, dtype=dtype) if flat.size else torch.empty(0, dtype=dtype)
             for flat, dtype in zip(flats, self._dtypes, strict=False)
         ]
+
+    def gradients(self, flats: Flats) -> list[torch.Tensor]:
+        """Views of the buffers, one per parameter, each with the shape and strides that travel."""
+        typed = self.typed(flats)
         return [
             typed[place.flat].as_strided(place.size, place.stride, place.offset)
             for place in self._places
         ]
 
-    @staticmethod
-    def presence(flats: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """View of the last buffer."""
-        return flats[-1].view(np.float32)
+    def marks(self, flats: Flats) -> Marks:
+        """Views of the last buffer."""
+        words = flats[-1].view(np.float32)
+        count = len(self._places)
+        rows: list[npt.NDArray[np.float32] | None] = []
+        at = 2 * count
+        for length in self._rows:
+            rows.append(words[at : at + length] if length else None)
+            at += length
+        return Marks(words[:count], words[count : 2 * count], rows)
+
+    def runs(self, indices: Sequence[int]) -> list[Run]:
+        """The places of some parameters, in as few runs as can be."""
+        wanted, runs = set(indices), []
+        for flat, dtype in enumerate(self._dtypes):
+            run: Run | None = None
+            for i, place in enumerate(self._places):
+                if place.flat != flat:
+                    continue
+                if i not in wanted:
+                    run = None
+                    continue
+                if run is None:
+                    run = Run(_DTYPES[dtype], flat, place.offset * dtype.itemsize, [], [])
+                    runs.append(run)
+                first = place.offset - run.offset // dtype.itemsize
+                run.indices.append(i)
+                run.slices.append((first, place.size.numel()))
+        return runs
 
 
-def _check(name: str, param: torch.Tensor) -> None:
-    if param.dtype not in _DTYPES:
+def _check(name: str, param: torch.Tensor, form: torch.Tensor) -> None:
+    if form.dtype not in _DTYPES or param.dtype not in _DTYPES:
         known = ", ".join(_DTYPES.values())
-        raise TypeError(f"parameter {name!r} is {param.dtype}; gradients can be one of {known}")
-    if param.device.type != "cpu":
+        what = f"is {param.dtype}" if form is param else f"travels as {form.dtype}"
+        raise TypeError(f"parameter {name!r} {what}; gradients can be one of {known}")
+    if param.device.type not in ("cpu", "cuda"):
         raise TypeError(
-            f"parameter {name!r} is on {param.device}; this version exchanges CPU gradients"
+            f"parameter {name!r} is on {param.device}; gradients are exchanged from the CPU and "
+            "from CUDA devices"
         )
 
 

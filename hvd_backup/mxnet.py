@@ -1,0 +1,7 @@
+"""``horovod.mxnet`` of an installed Horovod; an ImportError that says what to do without one."""
+
+import sys
+
+from hvd_backup.forwarding import forward
+
+sys.modules[__name__] = forward("mxnet")

@@ -1,0 +1,213 @@
+"""DistributedDataParallel on rounds: a communication hook, for users of native torch.
+
+DDP gives its hook the gradient in buckets. Here all of them are one contribution: the hook keeps
+each bucket until the last is in, goes through one round, and answers them all. So a rank is in a
+round with its whole gradient, or late with its whole gradient.
+"""
+
+import os
+import socket
+from typing import Any, cast
+
+import torch
+from torch import distributed
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from hvd_backup import operations, runtime
+from hvd_backup.config import RoundOptions
+from hvd_backup.exchange import Exchange
+from hvd_backup.reports import Round, Stats
+from hvd_backup.torch import owners
+from hvd_backup.torch.layout import GradientLayout
+
+
+def set_torchrun_env(port: int | None = None) -> None:
+    """Set the environment variables that torchrun would, of this world's ranks. Collective.
+
+    They are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT: what
+    ``torch.distributed.init_process_group`` reads, and libraries that make a process group of their
+    own (Accelerate, the Trainer of Transformers). `port` is of rank 0's host; None: a free one.
+    """
+    world = runtime.current()
+    there = (socket.gethostname(), port or _free_port()) if world.rank == 0 else None
+    host, port = operations.broadcast_object(there, 0)
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_RANK=str(world.local_rank),
+        LOCAL_WORLD_SIZE=str(world.local_size),
+        MASTER_ADDR="127.0.0.1" if host == socket.gethostname() else host,
+        MASTER_PORT=str(port),
+    )
+
+
+def register(
+    model: DistributedDataParallel,
+    *,
+    backup_workers: int | None = None,
+    late: str = "drop",
+    grace: float | None = None,
+    window: int | None = None,
+    timeout: float | None = None,
+) -> "DdpHook":
+    """Let every backward pass of `model` be one round: its gradients are the contributors' mean.
+
+    Needs ``hvd_backup.torch.init()`` and a process group of the same ranks in the same order (gloo,
+    say), which DDP goes on using for its set-up: one broadcast in its constructor, and one before
+    the second iteration. The options are DistributedOptimizer's; optimizer, clipping and schedulers
+    stay local, and are equal on all ranks as the gradients are. Passes within ``model.no_sync()``
+    are no rounds.
+
+    With backup workers, ValueError for settings of DDP with which every forward or backward pass
+    waits for every rank: `broadcast_buffers` (of a model with buffers), `find_unused_parameters`;
+    RuntimeError from ``backward()`` within ``model.join()``. TypeError for parameters that cannot
+    be averaged. ``backward()`` raises Mismatch, RoundTimeout and PeerFailed.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        raise TypeError(f"register takes a DistributedDataParallel, not {type(model).__name__}")
+    world = runtime.current()
+    options: dict[str, Any] = {
+        "backup_workers": backup_workers,
+        "late": late,
+        "grace": grace,
+        "window": window,
+        "timeout": timeout,
+    }
+    resolved = RoundOptions.resolve(world.config, world=world.size, nbytes=0, **options)
+    _check_group(model)
+    if resolved.backup_workers > 0:
+        _check_no_hidden_barriers(model)
+    hook = DdpHook(model, resolved.backup_workers, options)
+    model.register_comm_hook(hook, DdpHook.take)
+    return hook
+
+
+class DdpHook:
+    """One model's rounds. Made by ``register``."""
+
+    def __init__(
+        self, model: DistributedDataParallel, backup_workers: int, options: dict[str, Any]
+    ) -> None:
+        named = [(n, p) for n, p in model.module.named_parameters() if p.requires_grad]
+        self._names = [name for name, _ in named]
+        self._params = [param for _, param in named]
+        for name, param in named:
+            if backup_workers > 0 and (why := owners.needs_every_rank(param)):
+                raise ValueError(
+                    f"backup_workers={backup_workers}, but parameter {name!r} is of a {why}"
+                )
+            if param.device.type != "cpu":
+                raise TypeError(
+                    f"parameter {name!r} is on {param.device}; the hook takes CPU parameters. "
+                    "DistributedOptimizer, without DistributedDataParallel, takes CUDA's"
+                )
+            if owners.owner(param) is not None:
+                raise ValueError(f"parameter {name!r} already has a DistributedOptimizer")
+        self._layout = GradientLayout(self._params, self._names, rows=False)
+        self._index = {id(param): i for i, param in enumerate(self._params)}
+        self._model, self._options = model, options
+        self._exchange: Exchange | None = None
+        self._slots: list[torch.Tensor] = []
+        self._results: dict[int, list[torch.Tensor]] = {}
+        self._waiting: list[tuple[Future[torch.Tensor], Any]] = []
+        self.backup_workers = backup_workers
+        self.weight = 1.0
+        """How much this rank's gradient counts in the mean: its batch size, say. 0 abstains."""
+        self.last_round: Round | None = None
+        """The round of the last backward pass."""
+        for param in self._params:
+            owners.take(param, self)
+
+    def stats(self) -> Stats:
+        """This rank's rounds so far."""
+        return self._exchange.stats if self._exchange is not None else Stats()
+
+    def close(self) -> None:
+        """The last round was the last one. DDP keeps its hook: drop the model as well."""
+        for param in self._params:
+            owners.give_back(param, self)
+        owners.forget(self)
+        if self._exchange is not None:
+            self._exchange.close()
+
+    # DDP compares these annotations with the types: no strings here.
+    def take(self, bucket: distributed.GradBucket) -> Future[torch.Tensor]:  # type: ignore[name-defined]
+        """DDP's communication hook."""
+        exchange = self._prepared()
+        for param, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            self._slots[self._index[id(param)]].copy_(grad)
+        if bucket.index() == 0:
+            self._waiting.clear()  # of a pass that an exception has ended
+        answer: Future[torch.Tensor] = Future()
+        self._waiting.append((answer, bucket))
+        if bucket.is_last():
+            self._go_through_a_round(exchange)
+        return answer
+
+    def _go_through_a_round(self, exchange: Exchange) -> None:
+        waiting, self._waiting = self._waiting, []
+        self.last_round = exchange.arrive_and_wait(self.weight)
+        if self.weight == 0 and self.last_round.contributed:
+            exchange.stats.abstained += 1
+        buffer, flats = exchange.buffer, exchange.results
+        if buffer not in self._results:
+            self._results[buffer] = self._layout.gradients(flats)
+        results = self._results[buffer]
+        for answer, bucket in waiting:
+            for param, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
+                grad.copy_(results[self._index[id(param)]])
+            answer.set_result(bucket.buffer())
+
+    def _prepared(self) -> Exchange:
+        if getattr(self._model, "_join_config", None) is not None:
+            joins = cast("Any", self._model)._join_config.enable  # noqa: SLF001 (no public name)
+            if joins and self.backup_workers > 0:
+                raise RuntimeError(
+                    "model.join() lets every iteration wait for every rank, so that backup workers "
+                    "would have nothing to save; give all ranks as many batches, or use weight=0 "
+                    "on those that have none"
+                )
+        if self._exchange is None:
+            what = ", ".join(f"{n}: {d}{list(s)}" for n, d, s, _ in self._layout.signature)
+            self._exchange = Exchange(
+                self._layout.flats,
+                name=f"DDP hook({what})",
+                signature=self._layout.signature,
+                **self._options,
+            )
+            self._slots = self._layout.gradients(self._exchange.slots)
+        return self._exchange
+
+
+def _free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _check_group(model: DistributedDataParallel) -> None:
+    group = model.process_group
+    ranks = distributed.get_process_group_ranks(group)
+    mine = distributed.get_rank(group)
+    if len(ranks) != runtime.size() or mine != runtime.rank():
+        raise ValueError(
+            f"the model's process group has rank {mine} of {len(ranks)} here, hvd_backup has rank "
+            f"{runtime.rank()} of {runtime.size()}; pass rank=hvd.rank(), world_size=hvd.size() to "
+            "torch.distributed.init_process_group"
+        )
+
+
+def _check_no_hidden_barriers(model: DistributedDataParallel) -> None:
+    unless = "would make backup workers useless; pass"
+    if model.broadcast_buffers and any(True for _ in model.module.buffers()):
+        raise ValueError(
+            "DistributedDataParallel(broadcast_buffers=True), the default, sends rank 0's buffers "
+            f"to all ranks before each forward pass: it waits for every rank, and {unless} "
+            "broadcast_buffers=False (forward_sync_buffers=False in newer torch)"
+        )
+    if model.find_unused_parameters:
+        raise ValueError(
+            "DistributedDataParallel(find_unused_parameters=True) asks all ranks in each backward "
+            f"pass which parameters they used: it waits for every rank, and {unless} "
+            "find_unused_parameters=False"
+        )

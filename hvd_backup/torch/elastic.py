@@ -1,0 +1,7 @@
+"""``horovod.torch.elastic`` of an installed Horovod; else an ImportError says what to do."""
+
+import sys
+
+from hvd_backup.forwarding import forward
+
+sys.modules[__name__] = forward("torch.elastic")

@@ -1,0 +1,203 @@
+"""Gradients on a GPU: packed there, and the result unpacked; what lies between is left open.
+
+Packing and unpacking are launched on torch's current stream, where an optimizer's kernels go, too.
+So the caching allocator has to be told only of gradients that backward() made on another stream.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+
+from hvd_backup import _core, errors
+from hvd_backup.exchange import Exchange
+from hvd_backup.torch.forms import Form
+from hvd_backup.torch.layout import GradientLayout, Marks, Run
+
+
+class Packed(ABC):
+    """What InPlace is for the CPU, for the parameters of one device.
+
+    What travels, after compression, is packed; a sparse gradient as its whole table. On the CPU,
+    for tests, the same path runs with the kernels' twins.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[torch.Tensor],
+        forms: Sequence[Form],
+        layout: GradientLayout,
+        exchange: Exchange,
+        indices: Sequence[int],
+    ) -> None:
+        self._params = params
+        self._forms = forms
+        self._layout = layout
+        self._exchange = exchange
+        self._device = params[indices[0]].device
+        self._rows = layout.marks(exchange.slots).rows
+        self._folds = exchange.options.late == "carry"
+        self._marked: set[int] = set()  # whose rows' marks are not all zero
+        runs = layout.runs(indices)
+        # In the order of the runs' tensors.
+        self._order = [i for run in runs for i in run.indices]
+        slots = exchange.slots
+        base = [slot.ctypes.data - slots[0].ctypes.data for slot in slots]
+        self._runs = [_run(run, base[run.flat]) for run in runs]
+
+    @abstractmethod
+    def _pack(self, tensors: list[int], stream: int) -> None:
+        """The slot has what is at these addresses; 0 stands for zeros. The thread sleeps."""
+
+    @abstractmethod
+    def _unpack(self, tensors: list[int], stream: int) -> None:
+        """The result goes to these addresses; `stream` waits for it."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """The last result is not read any more after it."""
+
+    def early(self, i: int) -> None:  # noqa: B027 (nothing is the right thing to do)
+        """Nothing to do before the gradients are complete."""
+
+    def stage(self, dense: list[bool], sparse: list[bool]) -> None:
+        """The slot has all gradients after it; the thread sleeps until then. See InPlace."""
+        self._refuse_capture()
+        packed = []  # they stay until the copies are done
+        for i in self._order:
+            grad = self._params[i].grad
+            if grad is not None:
+                sparse[i] = grad.layout != torch.strided
+                dense[i] = not sparse[i]
+            packed.append(self._to_pack(i, grad))
+        for tensor in packed:
+            if tensor is not None:
+                self._on_current_stream(tensor)
+        self._pack(_addresses(packed), self._stream())
+
+    def load(self) -> None:
+        """Let every parameter's grad be the result; torch's current stream waits for it."""
+        self._refuse_capture()
+        marks = self._layout.marks(self._exchange.shared_results)
+        dense, sparse = (marks.dense > 0).tolist(), (marks.sparse > 0).tolist()
+        targets = [self._target(i, dense[i], sparse[i]) for i in self._order]
+        self._unpack(_addresses(targets), self._stream())
+        for i, target in zip(self._order, targets, strict=True):
+            if target is not None:
+                self._params[i].grad = self._gradient(i, target, dense[i], marks)
+
+    def own_gradients(self) -> None:
+        """The parameters have gradients of their own already; nothing of ours is read later."""
+        self.settle()
+
+    # Gradient -> what is packed
+
+    def _to_pack(self, i: int, grad: torch.Tensor | None) -> torch.Tensor | None:
+        """What travels, as it will lie in the slot; None if there is no gradient."""
+        param, form = self._params[i], self._forms[i]
+        self._mark_rows(i, grad)
+        if grad is None:
+            return None
+        grad = grad.detach()
+        sent = form.compressed(grad.to_dense() if grad.layout != torch.strided else grad)
+        if _fits(sent, param, form):
+            return sent
+        copy = _empty(param, form).copy_(sent)
+        if sent is grad:  # so that the next result fits
+            param.grad = copy
+        return copy
+
+    def _mark_rows(self, i: int, grad: torch.Tensor | None) -> None:
+        """Say of which rows a sparse gradient is."""
+        if (rows := self._rows[i]) is None:
+            return
+        if i in self._marked or self._folds:  # folding in a late gradient marks rows, too
+            rows[:] = 0.0
+            self._marked.discard(i)
+        if grad is not None and grad.layout != torch.strided:
+            rows[grad.coalesce().indices()[0].cpu().numpy()] = 1.0
+            self._marked.add(i)
+
+    # What is unpacked -> gradient
+
+    def _target(self, i: int, dense: bool, sparse: bool) -> torch.Tensor | None:
+        """What the result is unpacked to; the gradient's own memory, if it can be."""
+        param, form = self._params[i], self._forms[i]
+        if not (dense or sparse):
+            param.grad = None
+            return None
+        grad = param.grad
+        own = form.as_it_is and dense
+        if not own or grad is None or not _fits(grad, param, form) or grad.requires_grad:
+            return _empty(param, form)
+        self._on_current_stream(grad)
+        return grad
+
+    def _gradient(self, i: int, target: torch.Tensor, dense: bool, marks: Marks) -> torch.Tensor:
+        param, form = self._params[i], self._forms[i]
+        if dense:
+            return target if form.as_it_is else form.dense(target, param)
+        return form.sparse(target, marks.rows[i], param)
+
+    # What CUDA asks for besides
+
+    def _stream(self) -> int:
+        if self._device.type != "cuda":
+            return 0
+        stream: int = torch.cuda.current_stream(self._device).cuda_stream
+        return stream
+
+    def _on_current_stream(self, tensor: torch.Tensor) -> None:
+        if tensor.device.type == "cuda":  # nothing to do if it was made there
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+
+    def _refuse_capture(self) -> None:
+        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "optimizer.step() of a DistributedOptimizer cannot be captured in a CUDA graph: "
+                "the exchange waits on the host; capture forward and backward, and step outside"
+            )
+
+
+def _run(run: Run, base: int) -> tuple[str, str, int, list[tuple[int, int]]]:
+    """As the core takes it."""
+    return run.dtype, run.dtype, base + run.offset, run.slices
+
+
+def _addresses(tensors: Sequence[torch.Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _fits(tensor: torch.Tensor, param: torch.Tensor, form: Form) -> bool:
+    """Whether it can be packed, and unpacked to, as it lies in memory."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.dtype == form.slot.dtype
+        and tensor.device == param.device
+        and tensor.size() == form.slot.size()
+        and tensor.stride() == form.slot.stride()
+    )
+
+
+def _empty(param: torch.Tensor, form: Form) -> torch.Tensor:
+    slot = form.slot
+    return torch.empty_strided(slot.size(), slot.stride(), dtype=slot.dtype, device=param.device)
+
+
+def number_of(device: torch.device) -> int:
+    """As the core counts: CUDA's number, or the host."""
+    if device.type == "cpu":
+        return _core.Staging.HOST
+    return device.index if device.index is not None else torch.cuda.current_device()
+
+
+def check_devices(params: Sequence[torch.Tensor], name: Callable[[torch.Tensor], str]) -> None:
+    """Raise DeviceError if a parameter is on a GPU and the core cannot use GPUs."""
+    on_gpu = [param for param in params if param.device.type == "cuda"]
+    if on_gpu and not (status := _core.cuda_status()).devices:
+        raise errors.DeviceError(
+            f"parameter {name(on_gpu[0])!r} is on {on_gpu[0].device}, but {status.why}; see "
+            "`hvd-backup doctor`, or move the model to the CPU"
+        )

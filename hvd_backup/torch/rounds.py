@@ -1,0 +1,320 @@
+"""The rounds of one DistributedOptimizer: gradients in at every step, the agreed mean out."""
+
+from __future__ import annotations
+
+import logging
+import numbers
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+
+from hvd_backup import arguments, runtime
+from hvd_backup.exchange import Exchange
+from hvd_backup.group import Group
+from hvd_backup.reports import Stats
+from hvd_backup.torch import owners
+from hvd_backup.torch.attempt import Attempt
+from hvd_backup.torch.forms import Ways
+from hvd_backup.torch.packed import check_devices
+from hvd_backup.torch.passes import Passes
+from hvd_backup.torch.scaling import ScaledStep
+from hvd_backup.torch.staging import Staging, wished
+
+log = logging.getLogger("hvd_backup")
+
+
+class Rounds:
+    """What DistributedOptimizer adds to an optimizer."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        names: dict[int, str],
+        ways: Ways,
+        options: dict[str, Any],
+        group: Group,
+        *,
+        backup_workers: int,
+        add: bool,
+        passes: int,
+        on_nonfinite: str,
+    ) -> None:
+        self._optimizer: Any = optimizer
+        self._names, self._ways, self._options = names, ways, options
+        self._group = group
+        self._add, self._on_nonfinite = add, on_nonfinite
+        self.backup_workers = backup_workers
+        params = self._trainable()
+        check_devices(params, self._name)
+        ways.plan(params, [self._name(p) for p in params])  # raises what is wrong with them
+        self._check_free(params)
+        self._exchange: Exchange | None = None
+        self._staging: Staging
+        self._attempt: Attempt | None = None
+        self._overtaken = False
+        self._passes = Passes(passes)
+        self._synchronized = False
+        self._should_synchronize = True
+        self._warned_of_abstaining: set[str] = set()
+        self._plain_zero_grad = optimizer.zero_grad
+        self._handles: list[Any] = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_load_state_dict_post_hook(self._start_anew),
+            ScaledStep(optimizer, self),
+        ]
+        self._take(params)
+
+    # What the user sees
+
+    def attempt(self) -> Attempt:
+        """Context for the computation of one gradient; see ``Attempt``."""
+        if self._attempt is not None:
+            raise RuntimeError("attempt() within attempt(); one block per step")
+        self._attempt = Attempt(self._sealed_without_me, self._finish_attempt)
+        return self._attempt
+
+    def synchronize(self) -> None:
+        """Go through the round now: ``p.grad`` is the agreed mean after it, on every rank alike.
+
+        Make the step ``with optimizer.skip_synchronize():`` then, else it goes through another one.
+        """
+        if self._attempt is not None:
+            raise RuntimeError("synchronize() belongs after the attempt() block, not into it")
+        self._go_through_a_round()
+        self._synchronized = True
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """A context in which ``step()`` applies what ``synchronize()`` has left in ``p.grad``."""
+        self._should_synchronize = False
+        try:
+            yield
+        finally:
+            self._should_synchronize = True
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """From now on so many backward passes add to a gradient before ``step()``."""
+        arguments.check_passes(passes)
+        self._passes = Passes(passes)
+
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """The optimizer's own, which must not come between ``backward()`` and ``step()``."""
+        if self._passes.any():
+            raise AssertionError(
+                "optimizer.zero_grad() was called after loss.backward() but before "
+                "optimizer.step() or optimizer.synchronize(). This is prohibited as it can cause a "
+                "race condition."
+            )
+        self._plain_zero_grad(*args, **kwargs)
+
+    def stats(self) -> Stats:
+        """This rank's rounds so far."""
+        return self._exchange.stats if self._exchange is not None else Stats()
+
+    def close(self) -> None:
+        """Take away all hooks; the optimizer is a local one again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if vars(self._optimizer).get("zero_grad") == self.zero_grad:
+            del self._optimizer.zero_grad
+        for group in self._optimizer.param_groups:
+            for param in group["params"]:  # also those that are frozen by now
+                owners.give_back(param, self)
+        owners.forget(self)
+        if self._exchange is not None:
+            self._staging.own_gradients()
+            self._exchange.close()
+
+    # A step
+
+    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
+            raise ValueError(
+                "step(closure) cannot be distributed: the closure would compute gradients after "
+                "the exchange; call backward() first, then step()"
+            )
+        if self._attempt is not None:
+            raise RuntimeError("step() belongs after the attempt() block, not into it")
+        if self._should_synchronize and getattr(optimizer, "found_inf", None) is not None:
+            raise RuntimeError(
+                "something between GradScaler.step() and this optimizer hides that it judges the "
+                "agreed gradient itself; call optimizer.synchronize(), scaler.unscale_(optimizer), "
+                "then scaler.step(optimizer) with optimizer.skip_synchronize()"
+            )
+        self.exchange_unless_done()
+        self._synchronized = False
+
+    def exchange_unless_done(self) -> float:
+        """The round that belongs to this step, unless it was in ``synchronize()``; its weight."""
+        if self._should_synchronize:
+            if self._synchronized:
+                warnings.warn(
+                    "optimizer.step() called without optimizer.skip_synchronize() context after "
+                    "optimizer.synchronize(). This can cause training slowdown. You may want to "
+                    "consider using optimizer.skip_synchronize() context if you use "
+                    "optimizer.synchronize() in your code.",
+                    stacklevel=5,
+                )
+            self.synchronize()
+        elif not self._synchronized:
+            raise RuntimeError(
+                "step() in skip_synchronize() without synchronize() before it would apply this "
+                "rank's own gradient and part it from the others; call optimizer.synchronize()"
+            )
+        weight: float = self._optimizer.last_round.weight
+        return weight
+
+    def skip_step(self) -> None:
+        """The step that belongs to the round will not be made."""
+        self._synchronized = False
+
+    def _start_anew(self, _: torch.optim.Optimizer) -> None:
+        self._passes.clear()
+        self._synchronized = False
+        self._should_synchronize = True
+
+    # A round
+
+    def _go_through_a_round(self) -> None:
+        try:
+            self._exchange_gradients()
+        finally:  # also after an error: zero_grad() would hide it behind one of its own
+            self._passes.clear()
+
+    def _exchange_gradients(self) -> None:
+        exchange = self._prepared()
+        exchange.check_open()
+        if self._overtaken:
+            self._overtaken = False
+            self._staging.settle()
+            exchange.skip()
+            round_ = exchange.wait()
+        else:
+            self._staging.stage()
+            weight = self._weight()
+            round_ = exchange.arrive_and_wait(weight)
+            if weight == 0 and round_.contributed:
+                exchange.stats.abstained += 1
+        self._optimizer.last_round = round_
+        if round_.weight == 0:
+            self._warn_once(
+                "every contributor abstained; nobody's parameters change", round_.number
+            )
+        self._staging.load()
+
+    def _weight(self) -> float:
+        """How much the gradient that has been staged counts."""
+        weight: float = self._optimizer.weight
+        if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+            raise TypeError(f"optimizer.weight must be a number, not {weight!r}")
+        if self._on_nonfinite == "contribute" or self._staging.is_finite():
+            return weight
+        number = cast("Exchange", self._exchange).number
+        why = self._staging.first_not_finite()
+        if self._on_nonfinite == "raise":
+            raise FloatingPointError(
+                f"round {number}, rank {runtime.rank()}: {why}; nothing was sent: mend the "
+                "gradient and step() again, or use on_nonfinite='abstain'"
+            )
+        self._warn_once(f"{why}; this rank abstains (logged once, counted in stats())", number)
+        return 0.0
+
+    def _warn_once(self, words: str, number: int) -> None:
+        kind = words.rpartition("; ")[2]
+        if kind not in self._warned_of_abstaining:
+            self._warned_of_abstaining.add(kind)
+            log.warning("round %d, rank %d: %s", number, runtime.rank(), words)
+
+    def _stage(self, param: torch.Tensor) -> None:
+        """The post-accumulate hook."""
+        if self._attempt is not None:
+            self._attempt.check()
+        self._passes.count(param, self._name)
+        if self._exchange is not None:
+            self._staging.early(param)
+
+    # Attempts
+
+    def _sealed_without_me(self) -> bool:
+        return self._exchange is not None and self._exchange.sealed_without_me()
+
+    def _finish_attempt(self, overtaken: bool) -> None:
+        self._attempt = None
+        self._overtaken = overtaken
+
+    # Setting up
+
+    def _prepared(self) -> Exchange:
+        params = self._trainable()
+        if self._exchange is None or not self._staging.fits(params):
+            self._set_up(params)
+        assert self._exchange is not None
+        return self._exchange
+
+    def _set_up(self, params: list[torch.Tensor]) -> None:
+        """Slots and window for these parameters. All ranks come here in the same step."""
+        self._take([p for p in params if owners.owner(p) is not self])
+        names = [self._name(p) for p in params]
+        layout, contexts = self._ways.plan(params, names)
+        kind = type(self._optimizer).__name__
+        what = ", ".join(f"{name}: {d}{list(s)}" for name, d, s, _ in layout.signature)
+        alike = self._ways.words()
+        if self._on_nonfinite != "contribute":
+            alike += f", on_nonfinite={self._on_nonfinite!r}"
+        world = self._group.world()
+        wish = wished(params, world.config)
+        if wish is not None:
+            alike += ", device_path='mapped'"
+        exchange = Exchange(
+            layout.flats,
+            name=f"DistributedOptimizer({kind}, {what}{alike})",
+            signature=(layout.signature, alike),
+            add=self._add,
+            world=world,
+            wish=wish,
+            **self._options,
+        )
+        if self._exchange is not None:
+            exchange.stats = self._exchange.stats
+            self._staging.own_gradients()
+            self._exchange.close()
+        self._exchange = exchange
+        with runtime.current().failing_together():
+            self._staging = Staging(params, names, layout, contexts, exchange, self._ways)
+
+    def _check_free(self, params: list[torch.Tensor]) -> None:
+        for param in params:
+            if owners.owner(param) is not None:
+                raise ValueError(
+                    f"parameter {self._name(param)!r} already has a DistributedOptimizer; "
+                    "call close() on it first"
+                )
+            if self.backup_workers > 0 and (why := owners.needs_every_rank(param)):
+                raise ValueError(
+                    f"backup_workers={self.backup_workers}, but parameter {self._name(param)!r} "
+                    f"is of a {why}"
+                )
+
+    def _take(self, params: list[torch.Tensor]) -> None:
+        this = weakref.ref(self)  # torch's hooks are no part of the cycles that Python collects
+
+        def stage(param: torch.Tensor) -> None:
+            if (owner := this()) is not None:
+                owner._stage(param)  # noqa: SLF001
+
+        for param in params:
+            owners.take(param, self)
+            register: Any = param.register_post_accumulate_grad_hook
+            self._handles.append(register(stage))
+
+    def _trainable(self) -> list[torch.Tensor]:
+        groups = self._optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.requires_grad]
+
+    def _name(self, param: torch.Tensor) -> str:
+        return self._names.get(id(param)) or f"parameter {tuple(param.shape)}"

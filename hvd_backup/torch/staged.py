@@ -1,0 +1,69 @@
+"""Gradients on a GPU: packed there, copied to the slot on the host, and the result copied back.
+
+Copies run on a stream of their own, of which tensors know nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from hvd_backup import _core, runtime
+from hvd_backup.exchange import Exchange
+from hvd_backup.torch.forms import Form
+from hvd_backup.torch.layout import GradientLayout
+from hvd_backup.torch.packed import Packed, number_of
+
+log = logging.getLogger("hvd_backup")
+
+
+class Staged(Packed):
+    """The way through the memory of the host, which is always there.
+
+    `pin` False: by way of a pinned buffer, as where CUDA cannot pin the shared memory.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[torch.Tensor],
+        forms: Sequence[Form],
+        layout: GradientLayout,
+        exchange: Exchange,
+        indices: Sequence[int],
+        *,
+        pin: bool = True,
+    ) -> None:
+        super().__init__(params, forms, layout, exchange, indices)
+        slots = exchange.slots
+        first, last = slots[0], slots[-1]
+        self._staging = _core.Staging(
+            number_of(self._device),
+            self._runs,
+            first.ctypes.data,
+            last.ctypes.data + last.nbytes - first.ctypes.data,
+            pin=pin,
+            owner=slots,
+        )
+        self._said = False
+        self._say_if_not_pinned()
+
+    def settle(self) -> None:
+        self._staging.settle()
+
+    def _pack(self, tensors: list[int], stream: int) -> None:
+        self._staging.stage(tensors, stream)
+
+    def _unpack(self, tensors: list[int], stream: int) -> None:
+        self._staging.load(self._exchange.shared_results[0].ctypes.data, tensors, stream)
+        self._say_if_not_pinned()
+
+    def _say_if_not_pinned(self) -> None:
+        if not self._said and (why := self._staging.why_not_pinned):
+            self._said = True
+            log.warning(
+                "rank %d, %s: the shared memory cannot be pinned (%s); gradients are copied once "
+                "more, by way of a pinned buffer",
+                *(runtime.rank(), self._device, why),
+            )
