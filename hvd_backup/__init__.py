@@ -8,22 +8,21 @@ collective that does it, on numpy arrays; ``hvd_backup.torch`` has the optimizer
 from importlib.metadata import PackageNotFoundError, version
 
 from hvd_backup.collectives import (
-    Average,
-    Max,
-    Min,
     PartialMean,
     PartialMeans,
-    Product,
-    Sum,
     allgather,
     allgather_object,
     allreduce,
+    alltoall,
     barrier,
     broadcast,
     broadcast_object,
+    join,
     partial_allreduce,
+    reducescatter,
 )
 from hvd_backup.errors import (
+    DeviceError,
     Error,
     LaunchError,
     Mismatch,
@@ -31,11 +30,18 @@ from hvd_backup.errors import (
     PeerFailed,
     RoundTimeout,
 )
+from hvd_backup.process_sets import (
+    ProcessSet,
+    add_process_set,
+    global_process_set,
+    init,
+    remove_process_set,
+)
 from hvd_backup.reports import Round, RoundRecord, Stats
 from hvd_backup.runtime import (
     cross_rank,
     cross_size,
-    init,
+    is_homogeneous,
     is_initialized,
     local_rank,
     local_size,
@@ -43,6 +49,7 @@ from hvd_backup.runtime import (
     shutdown,
     size,
 )
+from hvd_backup.wire import Average, Max, Min, Product, Sum
 
 try:
     __version__ = version("hvd_backup")
@@ -51,6 +58,7 @@ except PackageNotFoundError:  # used from a source tree that was never installed
 
 __all__ = [
     "Average",
+    "DeviceError",
     "Error",
     "LaunchError",
     "Max",
@@ -60,26 +68,34 @@ __all__ = [
     "PartialMean",
     "PartialMeans",
     "PeerFailed",
+    "ProcessSet",
     "Product",
     "Round",
     "RoundRecord",
     "RoundTimeout",
     "Stats",
     "Sum",
+    "add_process_set",
     "allgather",
     "allgather_object",
     "allreduce",
+    "alltoall",
     "barrier",
     "broadcast",
     "broadcast_object",
     "cross_rank",
     "cross_size",
+    "global_process_set",
     "init",
+    "is_homogeneous",
     "is_initialized",
+    "join",
     "local_rank",
     "local_size",
     "partial_allreduce",
     "rank",
+    "reducescatter",
+    "remove_process_set",
     "shutdown",
     "size",
 ]

@@ -26,7 +26,7 @@ from hvd_backup._core import LifeLock, Rows, Segment
 TELL_AFTER_S = 1.0
 TELL_SETUP_AFTER_S = 0.05
 
-_TEXT = 960  # bytes of a text in a row, which has two and numbers besides
+_TEXT = 940  # bytes of a text in a row, which has two and numbers besides
 _KIND = 32
 
 _SETUP, _ROUND = "set-up", "round"
@@ -54,6 +54,7 @@ class Row(NamedTuple):
     call: str = ""
     failure: str = ""  # type of the error it has failed with
     text: str = ""
+    visit: str = ""  # the last time that it came to wait for the others of a process set
 
 
 class Board:
@@ -102,6 +103,21 @@ class Board:
         self._here = ("", 0, "")
         self._untold = False
         self._write(self._mine._replace(setups=self._mine.setups + 1, doing="", call=""))
+
+    def visit(self, visit: str, call: str) -> None:
+        """Note that this rank waits for the others of a process set, in `call`.
+
+        That is no set-up: ranks that are not in the set go on. `visit` is 40 bytes at most.
+        """
+        self._here = ("", 0, call)
+        self._since = self._clock()
+        self._untold = True
+        self._write(self._mine._replace(visit=visit))
+
+    def not_visiting(self, visit: str, ranks: Sequence[int]) -> list[int]:
+        """Those of the set's ranks that have not come to wait this time."""
+        self._look()
+        return [r for r in ranks if r not in self._seen or self._seen[r].visit != visit]
 
     def leave(self) -> None:
         """This rank ends in good order: its process may go."""
@@ -160,6 +176,14 @@ class Board:
 
     def left(self) -> list[int]:
         return self._rows.left()
+
+    def has_timed_out(self) -> bool:
+        """Whether the failure is a wait that was over: some rank has been missing for long."""
+        self._look()
+        return any(row.failure == errors.RoundTimeout.__name__ for row in self._failures.values())
+
+    def not_left(self) -> list[int]:
+        return sorted(set(range(self._world)) - set(self.left()))
 
     def not_here(self) -> list[int]:
         """Ranks that are not yet in the set-up this rank is in."""
@@ -268,6 +292,34 @@ class Board:
             self._seen[rank] = row
             if row.failure:
                 self._failures[rank] = row
+
+
+class PartBoard(Board):
+    """The board of some ranks of a world. A failure of theirs is one of the world."""
+
+    def __init__(
+        self,
+        above: Board,
+        segment: Segment,
+        world: int,
+        rank: int,
+        local: Sequence[int],
+        ring: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(segment, world, rank, local, ring)
+        self._above = above
+
+    def fail(self, error: BaseException) -> None:
+        self._above.fail(error)
+
+    def check(self) -> None:
+        self._above.check()
+
+    def has_raised(self, error: BaseException) -> bool:
+        return self._above.has_raised(error)
+
+    def is_told(self) -> bool:
+        return self._above.is_told()
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

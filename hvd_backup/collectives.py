@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, overload
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from hvd_backup import errors, runtime
+from hvd_backup import operations, runtime
 from hvd_backup.exchange import Exchange
+from hvd_backup.operations import Where
+from hvd_backup.process_sets import ProcessSet, global_process_set
 from hvd_backup.reports import Round
+from hvd_backup.wire import Average, Reduction, Typed
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
-
-Average, Sum, Min, Max, Product = "Average", "Sum", "Min", "Max", "Product"
+P = ParamSpec("P")
 
 # Plans (slots, window) of the last so many kinds of partial_allreduce are kept. All ranks make the
 # same calls, so they forget the same ones.
 _PLANS = 16
 _FLOATS = ("float16", "float32", "float64")
+
+
+def one_at_a_time(function: Callable[P, T]) -> Callable[P, T]:
+    """Threads of a process take turns; that they do so alike on all ranks is up to the caller."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with runtime.current().one_at_a_time:
+            return function(*args, **kwargs)
+
+    return call
 
 
 class PartialMean(NamedTuple):
@@ -64,6 +77,7 @@ def partial_allreduce(
 ) -> PartialMeans: ...
 
 
+@one_at_a_time
 def partial_allreduce(
     arrays: Array | Sequence[Array],
     *,
@@ -169,107 +183,132 @@ def _parts(flats: list[npt.NDArray[np.uint8]], batch: list[Array]) -> list[Array
     return parts
 
 
-def allreduce(array: Array, op: str = Average) -> Array:
+def allreduce(
+    array: Array,
+    op: str = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Array:
     """Combine `array` over all ranks; every rank waits for every other. A fresh array.
 
-    `op` is Average, Sum, Min, Max or Product. Raises Mismatch, on every rank, when shapes, dtypes
-    or ops differ, and TypeError for the average of integers.
+    `op` is Average, Sum, Min, Max or Product; the factors scale what goes in and what comes out.
+    Raises Mismatch, on every rank, when shapes, dtypes, ops or factors differ, and TypeError for
+    the average of integers.
     """
-    from mpi4py import MPI
-
-    operations = {Average: MPI.SUM, Sum: MPI.SUM, Min: MPI.MIN, Max: MPI.MAX, Product: MPI.PROD}
-    if op not in operations:
-        raise ValueError(f"op={op!r}: use one of {', '.join(operations)}")
     source = np.asarray(array, order="C")
     if op == Average and not np.issubdtype(source.dtype, np.inexact):
         raise TypeError(f"the average of {source.dtype} is no {source.dtype}; use op=hb.Sum")
-    half = source.dtype == np.float16  # MPI has no such type
-    work = source.astype(np.float32) if half else source
-    runtime.current().meet(f"allreduce({_kind(source)}, op={op})")
-    result = np.empty_like(work)
-    runtime.current().comm.Allreduce(work, result, op=operations[op])
-    if op == Average:
-        result /= runtime.size()
-    return result.astype(np.float16) if half else result
-
-
-def broadcast(array: Array, root_rank: int = 0) -> Array:
-    """The array of `root_rank`, as a fresh array on every rank.
-
-    Raises Mismatch, on every rank, when shapes, dtypes or roots differ.
-    """
-    check_root(root_rank)
-    result = np.array(array, order="C", copy=True)
-    runtime.current().meet(f"broadcast({_kind(result)}, root_rank={root_rank})")
-    send_bytes(result.reshape(-1).view(np.uint8), root_rank)
+    how = Reduction(op, prescale_factor, postscale_factor)
+    call = operations.allreduce([_typed(source)], how, Where(process_set, name))
+    result: Array = operations.complete(call)[0]
     return result
 
 
-def send_bytes(data: npt.NDArray[np.uint8], root_rank: int) -> None:
-    """`root_rank`'s bytes to every rank, in place: every dtype goes, float16 included."""
-    runtime.current().comm.Bcast(data, root=root_rank)
+def reducescatter(
+    array: Array,
+    op: str = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> Array:
+    """Combine `array` over all ranks and share out its rows: a fresh array of this rank's share.
+
+    If the rows cannot be shared equally, the first ranks get one more. `op` is Average or Sum.
+    Raises as ``allreduce`` does, and ValueError for a scalar.
+    """
+    source = np.asarray(array, order="C")
+    if op == Average and not np.issubdtype(source.dtype, np.inexact):
+        raise TypeError(f"the average of {source.dtype} is no {source.dtype}; use op=hb.Sum")
+    how = Reduction(op, prescale_factor, postscale_factor)
+    call = operations.reducescatter([_typed(source)], how, Where(process_set, name))
+    result: Array = operations.complete(call)[0]
+    return result
 
 
-def allgather(array: Array) -> Array:
+def broadcast(
+    array: Array,
+    root_rank: int = 0,
+    *,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Array:
+    """The array of `root_rank`, a rank of the world, as a fresh array on every rank.
+
+    Raises Mismatch, on every rank, when shapes, dtypes or roots differ.
+    """
+    source = np.asarray(array)
+    call = operations.broadcast([_typed(source)], root_rank, Where(process_set, name))
+    result: Array = operations.complete(call)[0]
+    return result
+
+
+def allgather(
+    array: Array,
+    *,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Array:
     """The arrays of all ranks, concatenated along axis 0, whose length may differ between ranks.
 
     Raises Mismatch, on every rank, when dtypes or the other axes differ; ValueError for a scalar.
     """
-    source = np.ascontiguousarray(array)
-    if np.ndim(array) == 0:
-        raise ValueError("allgather needs at least one axis to concatenate along")
-    shape = ", ".join(["any", *map(str, source.shape[1:])])
-    runtime.current().meet(f"allgather({source.dtype}[{shape}])")
-    return gather_rows(source)
-
-
-def gather_rows(source: Array) -> Array:
-    """All ranks' rows, one rank's after another's."""
-    comm = runtime.current().comm
-    lengths = comm.allgather(source.shape[0])
-    result = np.empty((sum(lengths), *source.shape[1:]), source.dtype)
-    row = int(np.prod(source.shape[1:], dtype=np.int64)) * source.dtype.itemsize
-    counts = [length * row for length in lengths]
-    comm.Allgatherv(source.reshape(-1).view(np.uint8), (result.reshape(-1).view(np.uint8), counts))
+    call = operations.allgather([_typed(np.asarray(array))], Where(process_set, name))
+    result: Array = operations.complete(call)[0][0]
     return result
 
 
-def barrier() -> None:
-    """Wait until all ranks are here."""
-    runtime.current().meet("barrier()")
+def alltoall(
+    array: Array,
+    splits: Sequence[int] | None = None,
+    *,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> tuple[Array, list[int]]:
+    """`splits[r]` rows of `array` go to rank r; without splits every rank gets as many.
+
+    All rows that came, in order of rank, and how many came from each. Raises Mismatch, on every
+    rank, when dtypes or the other axes differ; ValueError for splits that cannot be.
+    """
+    call = operations.alltoall(_typed(np.asarray(array)), splits, Where(process_set, name))
+    result: tuple[Array, list[int]] = operations.complete(call)
+    return result
 
 
-def broadcast_object(obj: T | None = None, root_rank: int = 0, name: str | None = None) -> T:
+def barrier(process_set: ProcessSet = global_process_set) -> None:
+    """Wait until all ranks, of the set, are here."""
+    operations.barrier(process_set)
+
+
+def broadcast_object(
+    obj: T | None = None,
+    root_rank: int = 0,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> T:
     """`root_rank`'s object, on every rank; Error, on every rank, if it does not pickle."""
-    check_root(root_rank)
-    runtime.current().meet(f"broadcast_object(root_rank={root_rank})")
-    mine = _pickled(obj) if runtime.rank() == root_rank else None
-    sent: _Pickled = runtime.current().comm.bcast(mine, root=root_rank)
-    return cast("T", _unpickled([sent], root_rank)[0])
+    result: T = operations.broadcast_object(obj, root_rank, Where(process_set, name))
+    return result
 
 
-def allgather_object(obj: T, name: str | None = None) -> list[T]:
+def allgather_object(
+    obj: T, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> list[T]:
     """The objects of all ranks, in order of rank; Error, on every rank, if one does not pickle."""
-    runtime.current().meet("allgather_object()")
-    return cast("list[T]", _unpickled(runtime.current().comm.allgather(_pickled(obj))))
+    return operations.allgather_object(obj, Where(process_set, name))
 
 
-# The pickle, or why there is none: the others are told, instead of waiting for it.
-_Pickled: TypeAlias = tuple[bytes, str]
+def join() -> int:
+    """This rank has no more data: take part in the others' ``allreduce`` until all have joined.
 
-
-def _pickled(obj: object) -> _Pickled:
-    try:
-        return pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), ""
-    except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
-        return b"", f"{type(obj).__name__} cannot be pickled: {error}"
-
-
-def _unpickled(everybody: list[_Pickled], first_rank: int = 0) -> list[Any]:
-    for rank, (_, problem) in enumerate(everybody, first_rank):
-        if problem:
-            raise errors.Error(f"rank {rank}: {problem}")
-    return [pickle.loads(data) for data, _ in everybody]
+    It does so with zeros, which an average counts. The rank that came last. Calls other than
+    ``allreduce`` raise Mismatch on the ranks that have not joined.
+    """
+    return operations.join()
 
 
 def check_root(root_rank: int) -> None:
@@ -279,5 +318,5 @@ def check_root(root_rank: int) -> None:
         raise ValueError(f"root_rank={root_rank} is not in a world of {size} ranks")
 
 
-def _kind(array: Array) -> str:
-    return f"{array.dtype}{list(array.shape)}"
+def _typed(array: Array) -> Typed:
+    return Typed(array, array.dtype.name if array.dtype.isnative else str(array.dtype))

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
+from hvd_backup import horovod_env
+
 T = TypeVar("T")
+
+HOST_ROOM = 1 << 30
+"""Bytes of results that a window keeps in the memory of the host if nobody has chosen one."""
+
+
+_PREFIX = "HVD_BACKUP_"
+_SETTINGS = (
+    *("HVD_BACKUP_WORKERS", "HVD_BACKUP_TIMEOUT", "HVD_BACKUP_WINDOW", "HVD_BACKUP_GRACE"),
+    *("HVD_BACKUP_INTERFACE", "HVD_BACKUP_NODE_SIZE", "HVD_BACKUP_DEVICE_PATH"),
+)
+# Of the launcher, the build and the tests.
+_NO_SETTINGS = ("HVD_BACKUP_LAUNCH_", "HVD_BACKUP_CMAKE_", "HVD_BACKUP_TEST_", "HVD_BACKUP_BESIDE")
+
+
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """``HVD_BACKUP_*`` variables that nobody reads, each with the one that may be meant."""
+    told = []
+    for name in sorted(environ):
+        if not name.startswith(_PREFIX) or name in _SETTINGS or name.startswith(_NO_SETTINGS):
+            continue
+        word = name.removeprefix(_PREFIX)
+        close = difflib.get_close_matches(word, [one.removeprefix(_PREFIX) for one in _SETTINGS], 1)
+        told.append(f"{name} (did you mean {_PREFIX}{close[0]}?)" if close else name)
+    return told
 
 
 @dataclass(frozen=True)
@@ -15,7 +43,8 @@ class Config:
     """Defaults of a process, from the ``HVD_BACKUP_*`` environment variables."""
 
     backup_workers: int = 0
-    """``HVD_BACKUP_WORKERS``: b, how many of the R ranks a round does not wait for."""
+    """``HVD_BACKUP_WORKERS``: b, how many of the R ranks a round does not wait for. One rank alone
+    has none."""
     timeout: float = 600.0
     """``HVD_BACKUP_TIMEOUT``: seconds in one wait, after which ``RoundTimeout`` is raised."""
     window: int | None = None
@@ -27,6 +56,18 @@ class Config:
     its coordinator; empty: any that works."""
     node_size: int | None = None
     """``HVD_BACKUP_NODE_SIZE``: splits each host into nodes of so many ranks, for tests."""
+    device_path: str = "staged"
+    """``HVD_BACKUP_DEVICE_PATH``: how gradients on GPUs travel: "staged", by way of the host, or
+    "mapped", in memory of the GPUs that all ranks map, where that can be. No GPU has run the latter
+    yet."""
+
+    stall_warning: float = 60.0
+    """``HOROVOD_STALL_CHECK_TIME_SECONDS``: after so many seconds a wait logs whom it waits for;
+    0, or ``HOROVOD_STALL_CHECK_DISABLE=1``: never."""
+    log_level: int | None = None
+    """``HOROVOD_LOG_LEVEL``: trace, debug, info, warning, error, fatal; None: as logging has it."""
+    timeline: str = ""
+    """``HOROVOD_TIMELINE``: the file that rank 0 writes what its calls spent their time with to."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -42,16 +83,24 @@ class Config:
             try:
                 return parse(text)
             except ValueError:
-                kind = {int: "a whole number", _at_least_1: "1 or more"}.get(parse, "a number")
+                kind = _KINDS.get(parse, "a number")
                 raise ValueError(f"{name}={text!r} is not {kind}") from None
 
+        quiet = environ.get("HOROVOD_STALL_CHECK_DISABLE", "").strip() not in ("", "0")
+        stalled = read("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", _at_least_0, 0.0)
         return cls(
             backup_workers=read("HVD_BACKUP_WORKERS", int, cls.backup_workers),
-            timeout=read("HVD_BACKUP_TIMEOUT", float, cls.timeout),
+            timeout=read("HVD_BACKUP_TIMEOUT", _above_0, stalled or cls.timeout),
             window=read("HVD_BACKUP_WINDOW", int, None),
-            grace=read("HVD_BACKUP_GRACE", float, cls.grace),
+            grace=read("HVD_BACKUP_GRACE", _at_least_0, cls.grace),
             interface=read("HVD_BACKUP_INTERFACE", str, cls.interface),
             node_size=read("HVD_BACKUP_NODE_SIZE", _at_least_1, None),
+            device_path=read("HVD_BACKUP_DEVICE_PATH", _device_path, cls.device_path),
+            stall_warning=0.0
+            if quiet
+            else read("HOROVOD_STALL_CHECK_TIME_SECONDS", _at_least_0, cls.stall_warning),
+            log_level=horovod_env.log_level(environ),
+            timeline=read("HOROVOD_TIMELINE", str, cls.timeline),
         )
 
 
@@ -80,24 +129,32 @@ class RoundOptions:
         grace: float | None = None,
         window: int | None = None,
         timeout: float | None = None,
+        room: int = HOST_ROOM,
     ) -> RoundOptions:
         """Fill what is None from `config`; `nbytes` is the size of one contribution.
 
+        A window that nobody has chosen takes `room` bytes.
+
         Raises ValueError for a value that no world of `world` ranks could follow.
         """
-        b = config.backup_workers if backup_workers is None else backup_workers
+        b, name = backup_workers, "backup_workers"
+        if b is None:
+            b, name = config.backup_workers, "HVD_BACKUP_WORKERS"
+            b = 0 if world == 1 else b
         if isinstance(b, bool) or not isinstance(b, int):
             raise TypeError(f"backup_workers must be an int, not {b!r}")
         if not 0 <= b < world:
             raise ValueError(
-                f"backup_workers={b} leaves a quorum of {world - b} in a world of {world} ranks; "
-                f"use 0 <= backup_workers <= {world - 1}"
+                f"{name}={b} leaves a quorum of {world - b} among {world} ranks; "
+                f"use 0 <= {name} <= {world - 1}"
             )
         if late not in ("drop", "carry"):
             raise ValueError(f"late={late!r}: use 'drop' or 'carry'")
         window = config.window if window is None else window
         if window is None:
-            window = default_window(b, nbytes)
+            window = default_window(b, nbytes, room)
+        if isinstance(window, bool) or not isinstance(window, int):
+            raise TypeError(f"window must be an int, not {window!r}")
         if not 1 <= window <= 4096:
             raise ValueError(f"window={window}: use 1 <= window <= 4096")
         return cls(
@@ -109,15 +166,15 @@ class RoundOptions:
         )
 
 
-def default_window(backup_workers: int, nbytes: int) -> int:
+def default_window(backup_workers: int, nbytes: int, room: int = HOST_ROOM) -> int:
     """How many results of `nbytes` to keep for ranks that have not loaded them.
 
-    Without backups nobody can be ahead by more than a round. With backups: 64 rounds, or what 1 GiB
-    holds, at least 4. The memory is used only while a rank is behind.
+    Without backups nobody can be ahead by more than a round. With backups: 64 rounds, or what
+    `room` bytes hold, at least 4. Memory of the host is used only while a rank is behind.
     """
     if backup_workers == 0:
         return 1
-    return max(4, min(64, (1 << 30) // max(nbytes, 1)))
+    return max(4, min(64, room // max(nbytes, 1)))
 
 
 def _at_least_1(text: str) -> int:
@@ -126,7 +183,36 @@ def _at_least_1(text: str) -> int:
     return number
 
 
+def _above_0(text: str) -> float:
+    if not (number := float(text)) > 0:
+        raise ValueError
+    return number
+
+
+def _at_least_0(text: str) -> float:
+    if not (number := float(text)) >= 0:
+        raise ValueError
+    return number
+
+
+def _device_path(text: str) -> str:
+    if text not in ("staged", "mapped"):
+        raise ValueError
+    return text
+
+
+_KINDS: dict[Callable[[str], object], str] = {
+    int: "a whole number",
+    _at_least_1: "a whole number, 1 or more",
+    _above_0: "a number of seconds, more than 0",
+    _at_least_0: "a number of seconds, 0 or more",
+    _device_path: "staged or mapped",
+}
+
+
 def _seconds(name: str, value: float, *, zero: bool) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if math.isnan(value) or value < 0 or (value == 0 and not zero):
         least = "0 or more" if zero else "more than 0"
         raise ValueError(f"{name}={value!r}: use seconds, {least}")

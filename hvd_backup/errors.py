@@ -4,7 +4,15 @@ Each text says what happened with its numbers (round, rank, how many of how many
 and what to do about it. Wrong arguments are plain ``ValueError`` and ``TypeError``.
 """
 
-__all__ = ["Error", "LaunchError", "Mismatch", "NotInitialized", "PeerFailed", "RoundTimeout"]
+__all__ = [
+    "DeviceError",
+    "Error",
+    "LaunchError",
+    "Mismatch",
+    "NotInitialized",
+    "PeerFailed",
+    "RoundTimeout",
+]
 
 
 class Error(RuntimeError):
@@ -23,8 +31,12 @@ class Mismatch(Error):
     """The ranks disagree on what to exchange: shapes, dtypes, names, or options differ."""
 
 
-class NotInitialized(Error):
-    """The call needs ``init()`` first, or came after ``shutdown()``."""
+class NotInitialized(Error, ValueError):
+    """The call needs ``init()`` first, or came after ``shutdown()``. Horovod's is a ValueError."""
+
+
+class DeviceError(Error):
+    """A GPU or its driver refused something, or hvd_backup was built without CUDA."""
 
 
 class LaunchError(Error):

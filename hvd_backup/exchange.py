@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -11,19 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hvd_backup import _core, errors, runtime
-from hvd_backup.config import RoundOptions
+from hvd_backup import _core, errors, mapped_memory, runtime
+from hvd_backup.config import HOST_ROOM, RoundOptions
 from hvd_backup.reports import Round, Stats
+from hvd_backup.stall import Stall
 
 log = logging.getLogger("hvd_backup")
 
 Bytes = npt.NDArray[np.uint8]
 
-# Seconds in one wait before a warning names those waited for, as Horovod's stall inspector does.
-_STALL_WARNING_S = 60.0
-
 # After these the round cannot be completed: the others must know at once, not when this rank exits.
 _ENDING = (errors.Error, KeyboardInterrupt)
+
+# MPI over TCP sends messages of less than 64 KB at once. Others ask first, and the answer queues
+# behind what the other side sends.
+_EAGER = 60 * 1024
 
 _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -33,6 +34,10 @@ class Exchange:
 
     `layout` lists (dtype, count) of the flat buffers that make up a contribution, dtype one of
     float16, bfloat16, float32, float64. `name` and `signature` are compared between the ranks.
+    The result is the weighted mean over the contributors, or, with `add`, their weighted sum.
+    `world` is that of ``init()``, or a part of it. With a `wish`, all flat buffers but the last
+    lie in memory of the ranks' devices, `mapped`, if all ranks can: then `slots` and `results` hold
+    the last one alone.
 
     A round goes ``arrive()`` or ``skip()``, then ``wait()``; its ``results`` are valid until the
     next ``arrive()`` or ``skip()``. Every rank goes through every round.
@@ -49,15 +54,18 @@ class Exchange:
         grace: float | None = None,
         window: int | None = None,
         timeout: float | None = None,
+        add: bool = False,
         name: str = "exchange",
         signature: Any = None,
+        world: runtime.Runtime | None = None,
+        wish: mapped_memory.Wish | None = None,
     ) -> None:
-        world = runtime.current()
+        world = world or runtime.current()
         for dtype, _ in layout:
             if dtype not in _ITEMSIZE:
                 known = ", ".join(_ITEMSIZE)
                 raise TypeError(f"{name}: dtype {dtype} cannot be averaged; use one of {known}")
-        nbytes = sum(_ITEMSIZE[dtype] * count for dtype, count in layout)
+        nbytes = _total_bytes(layout)
         self.options = RoundOptions.resolve(
             world.config,
             world=world.size,
@@ -67,23 +75,17 @@ class Exchange:
             grace=grace,
             window=window,
             timeout=timeout,
+            room=mapped_memory.ROOM if wish is not None else HOST_ROOM,
         )
         self.layout = list(layout)
         self.nbytes = nbytes
-        self.name = name
         self._runtime = world
         world.exchanges += 1
-        self._call = f"collective {world.exchanges}, {name}"
-        call = f"{name} with {self.options}"
-        world.meet(call, (self.layout, self.options, signature), self.options.timeout)
-        spec = _core.ArenaSpec(
-            world.size,
-            self.options.backup_workers,
-            self.options.window,
-            self.layout,
-            _chunk(nbytes, between_nodes=world.internode is not None),
-            world.places.local_ranks if world.internode is not None else [],
-        )
+        self._call = f"collective {world.exchanges}, {name}{world.where}"
+        self._short = f"{name[:80]}{world.where}"
+        call = f"{name}{world.where} with {self.options}{', op=Sum' if add else ''}"
+        world.meet(call, (self.layout, self.options, add, signature), self.options.timeout)
+        spec, self.mapped = self._place(wish)
         this = weakref.ref(self)  # a patrol that kept its exchange alive would leak both
 
         def patrol() -> list[int]:
@@ -93,7 +95,7 @@ class Exchange:
         segment = world.places.shared_segment(spec.bytes)
         internode = world.internode
         if internode is not None:
-            internode.serve(world.exchanges, segment, spec, self.options)
+            internode.serve(world.exchanges, segment, spec, self.options, add=add)
         self._core = _core.Collective(
             segment,
             spec,
@@ -107,12 +109,14 @@ class Exchange:
             patrol=patrol,
             doorbell=internode.doorbell if internode is not None else None,
             service=internode.service if internode is not None else None,
+            sum=add,
+            mapped=self.mapped,
         )
         world.add(self)
         self.stats = Stats()
         self._results: dict[int, list[Bytes]] = {}
-        self._waiting_since = 0.0
-        self._warned_of_stall = self._warned_of_window = False
+        self._stall = Stall(world.config.stall_warning)
+        self._warned_of_window = False
         self._written_to = -1  # the buffer whose views were handed out
 
     @property
@@ -135,7 +139,7 @@ class Exchange:
 
     @property
     def results(self) -> list[Bytes]:
-        """The mean over the contributors: uint8 views, one per flat buffer.
+        """The mean, or the sum, over the contributors: uint8 views, one per flat buffer.
 
         They may be written to: what is written stays with this process and this round.
         """
@@ -147,11 +151,21 @@ class Exchange:
         self._written_to = buffer
         return self._results[buffer]
 
+    @property
+    def shared_results(self) -> list[Bytes]:
+        """The same, in the memory that all ranks share: to be read only, at stable addresses."""
+        if self._core.buffer < 0:
+            raise errors.Error("there is no result before wait()")
+        return self._core.shared_results(self._core.buffer)
+
     def arrive(self, weight: float = 1.0) -> bool:
         """The slots are complete: contribute them, counting `weight`.
 
-        Blocks only while the window is full. True if the contribution is in the round.
-        Raises ValueError for a weight that is not positive and finite, before anything is sent.
+        Blocks only while the window is full. True if the contribution is in the round. With weight
+        0 this rank abstains: it counts for the quorum, and what its slots hold is not read; if all
+        contributors do, the result is zero.
+        Raises ValueError for a weight that is neither 0 nor between 1e-30 and 1e30, before anything
+        is sent.
         """
         self._begin()
         try:
@@ -209,15 +223,44 @@ class Exchange:
     def leave(self) -> None:
         """Nobody waits for this rank in this exchange any more."""
         self._core.leave()
+        if self.mapped is not None:
+            mapped_memory.left(self._core)
 
     close = leave
 
+    def _place(
+        self, wish: mapped_memory.Wish | None
+    ) -> tuple[_core.ArenaSpec, _core.MappedArena | None]:
+        """The arena's spec, and this rank's device memory if there is any."""
+        world = self._runtime
+        nodes = world.cross_size if world.internode is not None else 1
+        chunk = chunk_bytes(self.layout, nodes, world.places.hosts)
+        if wish is not None:
+            spec = mapped_memory.spec(world.size, self.options, self.layout, chunk, self.nbytes)
+            mapped = mapped_memory.agree(world, wish, self.options, spec, self._short)
+            if mapped is not None:
+                return spec, mapped
+        spec = _core.ArenaSpec(
+            world.size,
+            self.options.backup_workers,
+            self.options.window,
+            self.layout,
+            chunk,
+            world.places.local_ranks if world.internode is not None else [],
+        )
+        return spec, None
+
+    def check_open(self) -> None:
+        """Raises Error if the ranks that it is of are no world any more."""
+        if self._runtime.end:
+            raise errors.Error(self._runtime.end)
+
     def _begin(self) -> None:
+        self.check_open()
         if self._written_to >= 0:
             self._core.reset_results(self._written_to)
             self._written_to = -1
-        self._waiting_since = time.monotonic()
-        self._warned_of_stall = False
+        self._stall.restart()
 
     def _record(self, round_: Round) -> None:
         self.stats.add(round_)
@@ -233,6 +276,8 @@ class Exchange:
             isinstance(error, errors.Error) and board.is_told()
         ):
             board.check()  # raises the first reason, in its own words, if it is there
+        if isinstance(error, errors.Error) and self._runtime.where:
+            error = type(error)(f"{error}{self._runtime.where}")
         board.fail(error)
         return error
 
@@ -241,15 +286,15 @@ class Exchange:
         board = self._runtime.board
         board.check()
         board.check_same_call(self._call, self._runtime.rounds)
-        waited = time.monotonic() - self._waiting_since
-        if waited > _STALL_WARNING_S and not self._warned_of_stall:
-            self._warned_of_stall = True
-            log.warning(
-                "%s: round %d, rank %d has waited %.0f s; missing ranks %s",
-                *(self.name[:80], self._core.number, self._runtime.rank, waited),
+        self._stall.look(
+            lambda: (
+                f"{self._short}: round {self._core.number}, rank {self._runtime.rank}",
                 self._core.missing(),
             )
-        return board.dead()
+        )
+        if dead := board.dead():
+            board.check()  # since the last look they may have told why
+        return dead
 
     def _warn_of_window(self, round_: Round) -> None:
         self._warned_of_window = True
@@ -262,13 +307,22 @@ class Exchange:
         log.warning(
             "%s: round %d, rank %d waited %.2f s because the window of %d results is full: rank %d "
             "is far behind, and sets the pace; use attempt() on it, or raise window=",
-            *(self.name[:80], round_.number, self._runtime.rank, round_.waited_for_window_s),
+            *(self._short, round_.number, self._runtime.rank, round_.waited_for_window_s),
             *(self.options.window, slowest),
         )
 
 
-def _chunk(nbytes: int, *, between_nodes: bool) -> int:
+def _total_bytes(layout: Sequence[tuple[str, int]]) -> int:
+    return sum(_ITEMSIZE[dtype] * count for dtype, count in layout)
+
+
+def chunk_bytes(layout: Sequence[tuple[str, int]], nodes: int, hosts: int) -> int:
     """Bytes that one helper reduces at a time, or one message has (measured: architecture.md)."""
-    if between_nodes:
-        return 64 * 1024 if nbytes <= 128 * 1024 else 512 * 1024
-    return 64 * 1024 if nbytes <= 4 << 20 else 256 * 1024
+    nbytes = _total_bytes(layout)
+    if nodes == 1:
+        return 64 * 1024 if nbytes <= 4 << 20 else 256 * 1024
+    most = _EAGER if nodes == hosts else 256 * 1024
+    if any(_ITEMSIZE[dtype] == 2 for dtype, _ in layout):
+        most = most // 2 // 4096 * 4096  # sums of halves travel as float32
+    share = -(-nbytes // nodes // 4096) * 4096  # something to own for every node
+    return min(max(share, 16 * 1024), most)

@@ -21,7 +21,7 @@ log = logging.getLogger("hvd_backup")
 # A process that holds a service and ends waits for ranks that need it still, and says so.
 _SAY_AFTER_S = 10.0
 # After a failure nobody needs it any more, but to hear of the failure.
-_AFTER_FAILURE_S = 2.0
+AFTER_FAILURE_S = 2.0
 
 
 class Internode:
@@ -85,9 +85,18 @@ class Internode:
         return service
 
     def serve(
-        self, channel: int, segment: _core.Segment, spec: _core.ArenaSpec, options: RoundOptions
+        self,
+        channel: int,
+        segment: _core.Segment,
+        spec: _core.ArenaSpec,
+        options: RoundOptions,
+        *,
+        add: bool = False,
     ) -> None:
-        """Let the nodes serve a collective; all ranks call it together, before the first round."""
+        """Let the nodes serve a collective; all ranks call it together, before the first round.
+
+        With `add` the result is the sum, not the mean.
+        """
         problem = ""
         if self.service is not None:
             try:
@@ -97,14 +106,11 @@ class Internode:
                     spec,
                     backup_workers=options.backup_workers,
                     grace=options.grace,
+                    sum=add,
                 )
             except errors.Error as error:
                 problem = str(error)
         self._places.raise_together(problem)
-
-    def ring(self) -> None:
-        """Wake this node's service: the board has news."""
-        self.doorbell.ring()
 
 
 def is_over(service: _core.NodeService) -> bool:
@@ -121,7 +127,7 @@ def close(service: _core.NodeService, *, failed: bool) -> None:
     said = False
     while not service.wait_until_over(0.2) and not service.problem:
         waited = time.monotonic() - start
-        if failed and waited > _AFTER_FAILURE_S:
+        if failed and waited > AFTER_FAILURE_S:
             break
         if waited > _SAY_AFTER_S and not said:
             said = True

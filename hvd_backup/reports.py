@@ -58,6 +58,8 @@ class Stats:
         self._log = RoundLog(_HISTORY)
         self.history = History(self._log)
         """What became of each of the last 100,000 rounds."""
+        self.abstained = 0
+        """Rounds that this rank was in with weight 0: its gradient had NaN or inf, say."""
 
     @property
     def rounds(self) -> int:
@@ -67,7 +69,7 @@ class Stats:
     @property
     def contributed(self) -> int:
         """Rounds with this rank's gradient in the mean."""
-        return self._log.contributed
+        return self._log.contributed - self.abstained
 
     @property
     def skipped(self) -> int:
@@ -76,8 +78,8 @@ class Stats:
 
     @property
     def late(self) -> int:
-        """Rounds without this rank's gradient, skipped ones included."""
-        return self.rounds - self.contributed
+        """Rounds that this rank came too late for, skipped ones included."""
+        return self.rounds - self._log.contributed
 
     def add(self, round_: Round) -> None:
         """This rank has the result of a round now."""
@@ -86,5 +88,5 @@ class Stats:
     def __repr__(self) -> str:
         return (
             f"Stats(rounds={self.rounds}, contributed={self.contributed}, late={self.late}, "
-            f"skipped={self.skipped})"
+            f"skipped={self.skipped}, abstained={self.abstained})"
         )

