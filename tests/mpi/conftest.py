@@ -5,6 +5,9 @@
 * A test that exceeds its time limit (pytest-timeout's setting and marker) prints all ranks' Python
   stacks and ends the world.
 * Only rank 0 shows progress.
+
+Under ``hvd-backup run --no-mpi`` the tests run without pytest-mpi (``-p no:pytest_mpi``), and
+nobody can import mpi4py.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import hashlib
+import importlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -22,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from hvd_backup import launch
+from hvd_backup.joining import launched_world
 
 WORLD = pytest.StashKey["World"]()
 # How long a failed rank leaves the others to say that they failed too.
@@ -34,9 +42,7 @@ class World:
     """This rank, what it needs to speak for all, and to end all."""
 
     def __init__(self) -> None:
-        from mpi4py import MPI
-
-        self.comm = MPI.COMM_WORLD
+        self.comm = launched_world()
         self.rank, self.size = self.comm.rank, self.comm.size
         self.pids: list[int] = self.comm.allgather(os.getpid())
         self.folder = Path(self.comm.bcast(tempfile.mkdtemp() if self.rank == 0 else None))
@@ -123,11 +129,33 @@ class World:
         return [stack + file.read() for stack, file in zip(stacks, self.all_stacks, strict=True)]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--staged", action="store_true", help="CPU gradients go the way of a GPU's, by the twins"
+    )
+    parser.addoption(
+        "--mapped", action="store_true", help="and in memory that all ranks map, where that can be"
+    )
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.getoption("--with-mpi", default=False):
+    without_mpi = launch.detect(os.environ).launcher == launch.LOCAL
+    if without_mpi:
+        sys.modules["mpi4py"] = None  # type: ignore[assignment]  # an import of it fails
+        config.addinivalue_line("markers", "mpi(min_size): as pytest-mpi's")
+    elif not config.getoption("--with-mpi", default=False):
         return
+    mapped = config.getoption("--mapped", default=False)  # mpi_tf has no such option
+    if mapped:
+        os.environ["HVD_BACKUP_DEVICE_PATH"] = "mapped"  # read by init()
+    if mapped or config.getoption("--staged", default=False):
+        from hvd_backup.torch import staging
+
+        staging.STAGE_ON_CPU = True
     world = World()
+    if without_mpi:
+        config.pluginmanager.register(_MarksWithoutMPI(world))
     config.stash[WORLD] = world
     if world.rank != 0:
         progress = config.pluginmanager.get_plugin("terminalreporter")
@@ -142,6 +170,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     world = config.stash.get(WORLD, None)
     if world is not None and world.rank == 0:
         shutil.rmtree(world.folder, ignore_errors=True)
+
+
+class _MarksWithoutMPI:
+    """What pytest-mpi makes of its marker."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        for mark in item.iter_markers(name="mpi"):
+            if (least := mark.kwargs.get("min_size", 1)) > self.world.size:
+                pytest.skip(f"needs {least} ranks, there are {self.world.size}")
 
 
 class _FailTogether:
@@ -181,3 +221,16 @@ class _FailTogether:
             if self.world.expired:  # the signal may have ended what hung: too late all the same
                 self.world.timer.join()
         return True
+
+
+# `make test-launchers` sets it to horovod.torch: what these tests expect is then what that does.
+MODULES = ["hvd_backup.torch", *filter(None, [os.environ.get("HVD_BACKUP_BESIDE")])]
+
+
+@pytest.fixture(params=MODULES)
+def hvd(request: pytest.FixtureRequest) -> Any:
+    """The module under test, initialized."""
+    module = importlib.import_module(request.param)
+    if not module.is_initialized():
+        module.init(process_sets="dynamic")
+    return module

@@ -1,5 +1,6 @@
 """What the multi-rank tests share. Importing it joins the world."""
 
+import functools
 import hashlib
 import random
 import time
@@ -41,11 +42,14 @@ def same_on_each_node(*facts):
         assert theirs == everybody[first], f"rank {rank} differs from rank {first} of its node"
 
 
+@functools.lru_cache(maxsize=4 * SIZE)
+def _noise(rank, key, count):
+    return np.random.default_rng((rank, key)).random(count, dtype=np.float32) - np.float32(0.5)
+
+
 def contribution(rank, key, shape, dtype):
     """Rank `rank`'s array; every rank can compute every other's."""
-    rng = np.random.default_rng((rank, key))
-    flat = rng.random(int(np.prod(shape)), dtype=np.float32) - np.float32(0.5)
-    return flat.astype(dtype).reshape(shape)
+    return _noise(rank, key, int(np.prod(shape))).astype(dtype).reshape(shape)
 
 
 def mean(ranks, arrays, weights=None):

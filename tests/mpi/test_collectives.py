@@ -1,5 +1,6 @@
 """The collectives that wait for everybody, on numpy arrays and Python objects."""
 
+import threading
 import time
 
 import numpy as np
@@ -156,6 +157,17 @@ def test_different_contributions_raise_mismatch_on_every_rank(call, words):
 
 def test_an_object_that_does_not_pickle_is_an_error_on_every_rank():
     for share in (hb.broadcast_object, hb.allgather_object):
-        with pytest.raises(hb.Error, match="rank 0: function cannot be pickled"):
-            share(lambda: 1)
+        with pytest.raises(hb.Error, match="rank 0: lock cannot be pickled"):
+            share(threading.Lock())
+    hb.barrier()
+
+
+def test_what_is_made_in_a_function_travels_as_with_horovod():
+    class Vocabulary:
+        words = (RANK,)
+
+    sent = hb.broadcast_object(Vocabulary() if RANK == SIZE - 1 else None, SIZE - 1)
+    assert sent.words == (SIZE - 1,)
+    calls = hb.allgather_object(lambda x, rank=RANK: x + rank)
+    assert [call(1) for call in calls] == [1 + rank for rank in range(SIZE)]
     hb.barrier()

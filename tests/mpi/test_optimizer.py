@@ -204,11 +204,11 @@ def test_it_goes_away_with_its_model():
 def test_names_are_checked():
     model = small_model()
     make = optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"named_parameters lacks 4 of .* 6"):
+    with pytest.raises(ValueError, match=r"were not named\. .*4 of .* 6"):
         hvd.DistributedOptimizer(make, model[0].named_parameters())
-    with pytest.raises(ValueError, match=r"model\.named_parameters"):
+    with pytest.raises(ValueError, match=r"sequence of tuples \(name, parameter\)"):
         hvd.DistributedOptimizer(make, model.parameters())
-    with pytest.raises(ValueError, match="more than once: w"):
+    with pytest.raises(ValueError, match=r"must be unique\. Found duplicates: w"):
         hvd.DistributedOptimizer(make, [("w", p) for p in model.parameters()])
     opt = hvd.DistributedOptimizer(make)  # nothing was left behind by the refusals
     train(model, opt, 1)
@@ -235,7 +235,7 @@ def test_options_are_checked(options, words):
     hvd.DistributedOptimizer(make).close()
 
 
-@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 0.0, -1.0])
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
 def test_a_weight_that_is_no_weight_is_refused_before_anything_is_sent(weight):
     model = small_model()
     opt = distribute(model)
@@ -243,7 +243,7 @@ def test_a_weight_that_is_no_weight_is_refused_before_anything_is_sent(weight):
     backward(model, batch(1))
     if RANK == 0:
         opt.weight = weight
-        with pytest.raises(ValueError, match="positive and finite"):
+        with pytest.raises(ValueError, match=r"to abstain. or between"):
             opt.step()
         opt.weight = 1.0
     opt.step()

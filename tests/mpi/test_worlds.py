@@ -5,11 +5,13 @@ import os
 import numpy as np
 import pytest
 from mpi.helpers import RANK, SIZE, assert_same_bits
-from mpi4py import MPI
 
 import hvd_backup as hb
+from hvd_backup.joining import launched_world
+from hvd_backup.local_comm import module_of
 
 pytestmark = pytest.mark.mpi
+WORLD = launched_world()
 
 
 @pytest.fixture
@@ -21,10 +23,10 @@ def outside():
     hb.init()
 
 
-def test_the_world_is_that_of_mpi():
-    assert (hb.rank(), hb.size()) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
+def test_the_world_is_that_of_the_launcher():
+    assert (hb.rank(), hb.size()) == (WORLD.rank, WORLD.size)
     hb.init()
-    hb.init(MPI.COMM_WORLD)
+    hb.init(WORLD)
     assert hb.size() == SIZE
 
 
@@ -36,7 +38,7 @@ def test_ranks_are_counted_within_their_nodes_and_nodes_within_the_world():
 
 
 def test_parts_of_the_world_are_worlds(outside):
-    part = MPI.COMM_WORLD.Split(RANK % 2, -RANK)
+    part = WORLD.Split(RANK % 2, -RANK)
     hb.init(part)
     assert (hb.rank(), hb.size()) == (part.rank, part.size)
     value, round_ = hb.partial_allreduce(np.full(3, float(RANK)))
@@ -46,10 +48,36 @@ def test_parts_of_the_world_are_worlds(outside):
     assert hb.allgather_object(RANK) == sorted(members, reverse=True)
 
 
+def test_a_list_of_ranks_is_a_world(outside):
+    ranks = list(range(SIZE - 1 - (SIZE - 1 - RANK) % 2, -1, -2))
+    for _ in range(2):
+        hb.init(ranks)
+        assert (hb.rank(), hb.size()) == (ranks.index(RANK), len(ranks))
+        hb.init(ranks)
+        assert hb.allgather_object(RANK) == ranks
+        hb.shutdown()
+    with pytest.raises(ValueError, match="only those ranks call it that are in the list"):
+        hb.init([rank for rank in range(SIZE + 1) if rank != RANK])
+
+
+def test_a_group_of_ranks_is_a_world_that_the_others_do_not_make(outside):
+    module = module_of(WORLD)
+    group = WORLD.Get_group().Incl(list(range(RANK % 2, SIZE, 2))[::-1])
+    part = WORLD.Create_group(group)
+    assert module.COMM_WORLD.rank == RANK
+    places = group.Translate_ranks(list(range(group.size)), WORLD.group)
+    assert places == list(range(RANK % 2, SIZE, 2))[::-1]
+    assert WORLD.group.Translate_ranks([RANK], group) == [part.rank]
+    if SIZE > 1:
+        assert WORLD.group.Translate_ranks([(RANK + 1) % 2], group)[0] < 0
+    hb.init(part)
+    assert hb.allgather_object(RANK) == places
+
+
 @pytest.mark.mpi(min_size=2)
 def test_another_world_needs_a_shutdown_first():
-    alone = MPI.COMM_WORLD.Split(RANK, 0)
-    reversed_world = MPI.COMM_WORLD.Split(0, -RANK)
+    alone = WORLD.Split(RANK, 0)
+    reversed_world = WORLD.Split(0, -RANK)
     for other in (alone, reversed_world):
         with pytest.raises(ValueError, match=r"shutdown\(\) first"):
             hb.init(other)
@@ -81,7 +109,7 @@ def test_a_failure_is_told_as_an_earlier_one_from_then_on_and_a_new_world_forget
     if RANK == 0:
         with pytest.raises(hb.RoundTimeout, match="missing rank"):
             hb.partial_allreduce(np.ones(3), timeout=0.3)
-    MPI.COMM_WORLD.Barrier()
+    WORLD.Barrier()
     if RANK != 0:
         with pytest.raises(hb.Error, match="rank 0 failed"):
             hb.partial_allreduce(np.ones(3), timeout=0.3)

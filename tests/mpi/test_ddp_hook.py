@@ -1,0 +1,170 @@
+"""DistributedDataParallel with the communication hook: one round per backward pass."""
+
+import os
+import time
+
+import pytest
+import torch
+from mpi.helpers import RANK, SIZE, same_everywhere
+from mpi.test_gradients import gradients_of, mean_over
+from mpi.training import Delay, backward, batch, small_model, tensor_bits
+from torch import distributed, nn, optim
+from torch.nn.parallel import DistributedDataParallel
+
+import hvd_backup.torch as hvd
+from hvd_backup.torch import ddp_hook
+
+pytestmark = [
+    pytest.mark.mpi,
+    pytest.mark.filterwarnings("ignore:.broadcast_buffers. is deprecated:FutureWarning"),
+]
+
+
+TORCHRUN = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gloo():
+    """A process group of the same ranks, as a script that torchrun starts makes it."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in TORCHRUN:
+            patched.setenv(name, "to be restored")
+        ddp_hook.set_torchrun_env()
+        distributed.init_process_group("gloo")
+        yield
+        hvd.barrier()
+        distributed.destroy_process_group()
+
+
+def test_torchruns_variables_are_this_worlds():
+    assert os.environ["RANK"] == str(distributed.get_rank()) == str(RANK)
+    assert os.environ["WORLD_SIZE"] == str(distributed.get_world_size()) == str(SIZE)
+    assert os.environ["LOCAL_RANK"] == str(hvd.local_rank())
+    assert os.environ["LOCAL_WORLD_SIZE"] == str(hvd.local_size())
+    same_everywhere(os.environ["MASTER_PORT"])
+
+
+def ddp(model=None, **options):
+    # Buckets of some hundred bytes: several of them, and rebuilt after the first pass.
+    return DistributedDataParallel(
+        model or small_model(), bucket_cap_mb=0.0002, **{"broadcast_buffers": False, **options}
+    )
+
+
+def test_gradients_are_the_mean_as_ddps_own_are():
+    model = ddp()
+    hook = ddp_hook.register(model)
+    opt = optim.SGD(model.parameters(), lr=0.1)
+    for step in range(4):
+        expected = mean_over([gradients_of(model.module, rank, step) for rank in range(SIZE)])
+        opt.zero_grad()
+        backward(model, batch(step))
+        for p, grad in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad, grad, rtol=1e-5, atol=1e-7)
+        opt.step()
+        assert hook.last_round.number == step
+    same_everywhere([tensor_bits(p) for p in model.parameters()])
+    hook.close()
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_with_stragglers_replicas_stay_identical_and_each_pass_is_one_decision(view):
+    model = ddp(gradient_as_bucket_view=view)
+    hook = ddp_hook.register(model, backup_workers=SIZE - 1)
+    opt = optim.Adam(model.parameters(), lr=0.01)
+    for step in range(20):
+        backward(model, batch(step))
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        opt.step()
+        opt.zero_grad()
+    assert hook.stats().rounds == 20
+    assert sum(hvd.allgather_object(hook.stats().contributed)) == 20
+    same_everywhere([tensor_bits(p) for p in model.parameters()])
+    hook.close()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_nobody_waits_for_a_slow_rank():
+    model = ddp()
+    model.module[1] = Delay(seconds=0.15, chance=1 if RANK == SIZE - 1 else 0)
+    hook = ddp_hook.register(model, backup_workers=1, window=64)
+    backward(model, batch(0))  # sets up, and DDP's own second-iteration broadcast comes next
+    backward(model, batch(1))
+    hvd.barrier()
+    start = time.monotonic()
+    for step in range(2, 8):
+        model.zero_grad()
+        backward(model, batch(step))
+    took = time.monotonic() - start
+    late = hvd.allgather_object(hook.stats().late)
+    times = hvd.allgather_object(took)
+    assert late[SIZE - 1] >= 5
+    assert min(times) < 0.5 * times[SIZE - 1]
+    hook.close()
+
+
+def test_passes_without_sync_are_no_rounds_and_add_up():
+    model = ddp()
+    hook = ddp_hook.register(model)
+    expected = mean_over(
+        [
+            [sum(g) for g in zip(*[gradients_of(model.module, r, s) for s in (0, 1)], strict=True)]
+            for r in range(SIZE)
+        ]
+    )
+    with model.no_sync():
+        backward(model, batch(0))
+    backward(model, batch(1))
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-5, atol=1e-7)
+    assert hook.stats().rounds == 1
+    hook.close()
+
+
+def test_ranks_count_by_their_weights_and_may_abstain():
+    model = ddp(nn.Linear(2, 1, bias=False))
+    hook = ddp_hook.register(model)
+    hook.weight = float(RANK)
+    (model(torch.ones(1, 2)) * RANK).sum().backward()
+    if SIZE == 1:
+        assert not model.module.weight.grad.any()
+    else:
+        mean = sum(rank * rank for rank in range(SIZE)) / sum(range(SIZE))
+        torch.testing.assert_close(model.module.weight.grad, torch.full((1, 2), mean))
+    assert hook.stats().abstained == (RANK == 0)
+    hook.close()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_settings_with_hidden_barriers_are_refused_with_backups_only():
+    with_buffers = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    for words, options in (
+        (
+            r"broadcast_buffers=True\), the default, .* pass broadcast_buffers=False",
+            {"broadcast_buffers": True},
+        ),
+        (r"find_unused_parameters=True\) asks all ranks", {"find_unused_parameters": True}),
+    ):
+        model = ddp(with_buffers, **options)
+        with pytest.raises(ValueError, match=words):
+            ddp_hook.register(model, backup_workers=1)
+        ddp_hook.register(model, backup_workers=0).close()
+    model = ddp()
+    hook = ddp_hook.register(model, backup_workers=1)
+    with (
+        pytest.raises(RuntimeError, match=r"model.join\(\) lets every iteration wait"),
+        model.join(),
+    ):
+        backward(model, batch(0))
+    hook.close()
+
+
+def test_what_is_no_ddp_model_or_has_an_optimizer_is_refused():
+    with pytest.raises(TypeError, match="takes a DistributedDataParallel, not Sequential"):
+        ddp_hook.register(small_model())
+    model = ddp()
+    opt = hvd.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"'0.weight' already has a DistributedOptimizer"):
+        ddp_hook.register(model)
+    opt.close()
+    ddp_hook.register(model).close()
