@@ -1,10 +1,13 @@
 """Configuration: the environment, the arguments that beat it, and what is refused."""
 
+import inspect
 import math
+import re
 
 import pytest
 
-from hvd_backup.config import Config, RoundOptions, default_window
+from hvd_backup import config
+from hvd_backup.config import Config, RoundOptions, default_window, misspelt
 
 NOTHING = {"backup_workers": None, "late": "drop", "grace": None, "window": None, "timeout": None}
 
@@ -25,8 +28,11 @@ def test_every_variable_is_read():
         "HVD_BACKUP_TIMEOUT": "1.5",
         "HVD_BACKUP_WINDOW": "8",
         "HVD_BACKUP_GRACE": "0.25",
+        "HVD_BACKUP_DEVICE_PATH": "mapped",
     }
-    assert Config.from_env(environ) == Config(backup_workers=2, timeout=1.5, window=8, grace=0.25)
+    assert Config.from_env(environ) == Config(
+        backup_workers=2, timeout=1.5, window=8, grace=0.25, device_path="mapped"
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,7 +42,14 @@ def test_every_variable_is_read():
         ("HVD_BACKUP_WORKERS", "1.5", "a whole number"),
         ("HVD_BACKUP_WINDOW", "1e3", "a whole number"),
         ("HVD_BACKUP_TIMEOUT", "1min", "a number"),
+        ("HVD_BACKUP_TIMEOUT", "-3", "a number of seconds, more than 0"),
+        ("HVD_BACKUP_GRACE", "nan", "a number of seconds, 0 or more"),
         ("HVD_BACKUP_GRACE", "-", "a number"),
+        ("HVD_BACKUP_NODE_SIZE", "0", "a whole number, 1 or more"),
+        ("HVD_BACKUP_NODE_SIZE", "-1", "a whole number, 1 or more"),
+        ("HVD_BACKUP_NODE_SIZE", "1.5", "a whole number, 1 or more"),
+        ("HVD_BACKUP_NODE_SIZE", "abc", "a whole number, 1 or more"),
+        ("HVD_BACKUP_DEVICE_PATH", "direct", "staged or mapped"),
     ],
 )
 def test_a_variable_that_is_no_number_is_named(name, text, kind):
@@ -53,11 +66,17 @@ def test_an_argument_beats_the_environment():
 
 @pytest.mark.parametrize("b", [-1, 4, 5])
 def test_a_number_of_backups_that_leaves_no_quorum_is_refused_with_the_limits(b):
-    words = f"backup_workers={b} .* world of 4 ranks; use 0 <= backup_workers <= 3"
-    with pytest.raises(ValueError, match=words):
+    words = f"{{0}}={b} .* among 4 ranks; use 0 <= {{0}} <= 3"
+    with pytest.raises(ValueError, match=words.format("backup_workers")):
         resolve(backup_workers=b)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words.format("HVD_BACKUP_WORKERS")):
         resolve(Config(backup_workers=b))
+
+
+def test_a_rank_alone_has_no_backups_whatever_the_environment_says():
+    assert resolve(Config(backup_workers=2), world=1).backup_workers == 0
+    with pytest.raises(ValueError, match="backup_workers=1 leaves a quorum of 0 among 1 ranks"):
+        resolve(Config(), world=1, backup_workers=1)
 
 
 @pytest.mark.parametrize("b", [True, 1.0, "1"])
@@ -95,8 +114,37 @@ def test_the_window_fits_the_size_of_the_results():
     assert default_window(1, 100 << 20) == 10
     assert default_window(3, 10**10) == 4
     assert resolve(backup_workers=1, nbytes=100 << 20).window == 10
+    assert resolve(backup_workers=1, nbytes=10 << 20, room=1 << 28).window == 25
 
 
 def test_options_read_well_in_an_error():
     options = resolve(backup_workers=1, timeout=2)
     assert str(options) == "backup_workers=1, late=drop, grace=0.0, window=64, timeout=2.0"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"window": 1.5}, "window must be an int, not 1.5"),
+        ({"grace": "x"}, "grace must be a number of seconds, not 'x'"),
+        ({"timeout": True}, "timeout must be a number of seconds, not True"),
+    ],
+)
+def test_an_option_of_another_type_is_named(options, words):
+    with pytest.raises(TypeError, match=words):
+        resolve(**options)
+
+
+def test_a_misspelt_setting_is_told_with_what_may_be_meant():
+    environ = {
+        "HVD_BACKUP_WORKER": "1",
+        "HVD_BACKUP_BLAH": "1",
+        "HVD_BACKUP_TIMEOUT": "1",
+        "HVD_BACKUP_LAUNCH_RANK": "0",
+        "HOME": "/",
+    }
+    told = misspelt(environ)
+    assert told == ["HVD_BACKUP_BLAH", "HVD_BACKUP_WORKER (did you mean HVD_BACKUP_WORKERS?)"]
+    documented = re.findall(r"``(HVD_BACKUP_\w+)``", inspect.getsource(config.Config))
+    assert len(documented) > 5
+    assert not misspelt(dict.fromkeys(documented, "1"))

@@ -34,7 +34,7 @@ def test_stats_count_what_became_of_the_rounds():
     assert (stats.rounds, stats.contributed, stats.late, stats.skipped) == (3, 1, 2, 1)
     assert [r.number for r in stats.history] == [0, 1, 2]
     assert [r.skipped for r in stats.history] == [False, False, True]
-    assert repr(stats) == "Stats(rounds=3, contributed=1, late=2, skipped=1)"
+    assert repr(stats) == "Stats(rounds=3, contributed=1, late=2, skipped=1, abstained=0)"
 
 
 def test_a_record_tells_the_times_of_its_round():

@@ -1,10 +1,15 @@
 """Where gradients lie in flat buffers."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
 
+from hvd_backup import _core, errors
+from hvd_backup.torch.ddp_hook import DdpHook
 from hvd_backup.torch.layout import GradientLayout
+from hvd_backup.torch.packed import check_devices
 
 
 def layout_of(*tensors):
@@ -16,12 +21,12 @@ def buffers(layout):
     return [np.zeros(sizes[dtype] * count, np.uint8) for dtype, count in layout.flats]
 
 
-def test_there_is_one_buffer_per_dtype_and_one_for_presence():
+def test_there_is_one_buffer_per_dtype_and_one_for_marks():
     layout = layout_of(
         torch.zeros(3), torch.zeros(5, dtype=torch.float64), torch.zeros(2), torch.zeros(2).half()
     )
     assert [dtype for dtype, _ in layout.flats] == ["float32", "float64", "float16", "float32"]
-    assert layout.flats[-1] == ("float32", 4)
+    assert layout.flats[-1] == ("float32", 2 * 4)
 
 
 def test_gradients_have_the_shapes_of_their_parameters_and_do_not_overlap():
@@ -77,11 +82,32 @@ def test_parameters_with_gaps_get_row_major_gradients(tensor):
     assert gradient.shape == tensor.shape
 
 
-def test_presence_is_the_last_buffer():
-    layout = layout_of(torch.zeros(3), torch.zeros(4).double())
+def test_the_last_buffer_has_two_marks_per_parameter_and_one_per_row_of_a_table():
+    layout = layout_of(torch.zeros(3), torch.zeros(4, 2).double(), torch.zeros(2, 3, 5))
+    assert layout.flats[-1] == ("float32", 2 * 3 + 4 + 2)
     flats = buffers(layout)
-    layout.presence(flats)[:] = [1, 0]
-    assert flats[-1].view(np.float32).tolist() == [1, 0]
+    marks = layout.marks(flats)
+    marks.dense[:] = [1, 0, 0]
+    marks.sparse[:] = [0, 1, 0]
+    assert marks.rows[0] is None
+    marks.rows[1][2] = 5
+    marks.rows[2][:] = 7
+    assert flats[-1].view(np.float32).tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 5, 0, 7, 7]
+
+
+def test_what_travels_may_have_another_dtype_and_shape_and_has_no_rows_then():
+    params = [torch.zeros(4, 2), torch.zeros(6).double()]
+    sent = [torch.zeros(8).half(), params[1]]
+    layout = GradientLayout(params, ["a", "b"], sent)
+    assert layout.flats == [("float16", 32), ("float64", 8), ("float32", 4)]
+    flats = buffers(layout)
+    assert [tuple(g.shape) for g in layout.gradients(flats)] == [(8,), (6,)]
+    assert layout.marks(flats).rows == [None, None]
+
+
+def test_a_parameter_that_would_travel_as_something_else_is_named():
+    with pytest.raises(TypeError, match=r"'a' travels as torch\.int8; gradients can be one of"):
+        GradientLayout([torch.zeros(3)], ["a"], [torch.zeros(3, dtype=torch.int8)])
 
 
 def test_the_signature_tells_names_dtypes_shapes_and_strides():
@@ -105,3 +131,45 @@ def test_a_parameter_that_cannot_be_averaged_is_named(dtype):
 def test_a_parameter_on_another_device_is_named():
     with pytest.raises(TypeError, match="'p0' is on meta"):
         layout_of(torch.zeros(3, device="meta"))
+
+
+def test_runs_cover_some_parameters_and_nobody_elses():
+    layout = layout_of(
+        torch.zeros(3),
+        torch.zeros(5, dtype=torch.float64),
+        torch.zeros(20),
+        torch.zeros(7),
+        torch.zeros(2),
+    )
+    everything = layout.runs(range(5))
+    assert [(run.flat, run.offset, run.indices) for run in everything] == [
+        (0, 0, [0, 2, 3, 4]),
+        (1, 0, [1]),
+    ]
+    some = layout.runs([0, 1, 3, 4])
+    assert [run.indices for run in some] == [[0], [3, 4], [1]]
+    flats = buffers(layout)
+    gradients = layout.gradients(flats)
+    for run in some:
+        for i, (first, count) in zip(run.indices, run.slices, strict=True):
+            bytes_ = flats[run.flat].ctypes.data + run.offset + first * gradients[i].element_size()
+            assert (bytes_, count) == (gradients[i].data_ptr(), gradients[i].numel())
+
+
+def test_a_gpu_that_cannot_be_used_is_an_error_that_says_why():
+    if _core.cuda_status().devices:
+        pytest.skip("there is a GPU")
+    on_gpu = types.SimpleNamespace(device=torch.device("cuda:0"))
+    with pytest.raises(errors.DeviceError, match=r"'w' is on cuda:0, but .*hvd-backup doctor"):
+        check_devices([torch.zeros(1), on_gpu], lambda _: "w")
+
+
+def test_a_device_of_another_kind_is_refused():
+    with pytest.raises(TypeError, match="'p0' is on meta; gradients are exchanged from the CPU"):
+        layout_of(torch.zeros(3, device="meta"))
+
+
+def test_the_ddp_hook_takes_no_parameters_of_another_device():
+    model = types.SimpleNamespace(module=torch.nn.Linear(2, 2, device="meta"))
+    with pytest.raises(TypeError, match=r"'weight' is on meta; the hook takes CPU parameters"):
+        DdpHook(model, 0, {})
