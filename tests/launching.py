@@ -1,7 +1,7 @@
-"""Starts ranks under mpirun for the tests in scenarios/.
+"""Starts ranks, under mpirun or `hvd-backup run --no-mpi`, for the tests in scenarios/.
 
     run = run_ranks(3, PROGRAM, "--steps", 5, timeout=60)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
 
     with start_ranks(5, PROGRAM) as ranks:
         os.kill(ranks.pids()[4], signal.SIGSTOP)
@@ -18,9 +18,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -60,7 +62,11 @@ class Ranks:
     def __init__(self, count: int, command: list[str], env: Mapping[str, str | None]) -> None:
         self._count = count
         self._mark = uuid.uuid4().hex
-        wanted = {**os.environ, "PYTHONUNBUFFERED": None, MARK: self._mark, **env}
+        # mpirun keeps files there, under its process id. When it is killed they stay, and would
+        # keep a later one that has this process id from starting.
+        self.folder = Path(tempfile.mkdtemp(prefix="hvd-backup-test-"))
+        ours = {"PYTHONUNBUFFERED": None, "TMPDIR": str(self.folder), MARK: self._mark}
+        wanted = {**os.environ, **ours, **env}
         self.process = subprocess.Popen(
             command,
             env={name: value for name, value in wanted.items() if value is not None},
@@ -117,7 +123,7 @@ class Ranks:
         return [pid for pid in numbers if self._ours(pid)]
 
     def close(self) -> None:
-        """Kill all that is left."""
+        """Kill all that is left. Once more changes nothing."""
         deadline = time.monotonic() + 10
         while (left := self.survivors()) and time.monotonic() < deadline:
             for pid in left:
@@ -126,6 +132,8 @@ class Ranks:
             self.process.poll()
             time.sleep(0.02)
         self.process.wait()
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     def __enter__(self) -> Ranks:
         return self
@@ -182,13 +190,17 @@ def start_ranks(
     *args: object,
     env: Mapping[str, str | None] | None = None,
     python: tuple[str, ...] = (),
+    no_mpi: bool = False,
+    options: tuple[str, ...] = (),
 ) -> Ranks:
     """Start `program` (a path) with `args` on `count` ranks; a context manager.
 
     `env` is added to the environment, None removes a variable; `python` are options of the
-    interpreter, as in ("-m",) for a program that is a module.
+    interpreter, as in ("-m",) for a program that is a module, `options` those of the launcher.
     """
-    command = [find_mpirun(), "-n", str(count), sys.executable, *python, str(program)]
+    launcher = [sys.executable, "-m", "hvd_backup.cli", "run", "--no-mpi"]
+    launcher = [*(launcher if no_mpi else [find_mpirun()]), "-np", str(count), *options]
+    command = [*launcher, sys.executable, *python, str(program)]
     cores = len(os.sched_getaffinity(0))
     ours = environment({}, count, cores, os.geteuid() == 0)
     ours.pop("PYTHONUNBUFFERED", None)  # it makes print() write every word by itself
@@ -202,9 +214,13 @@ def run_ranks(
     env: Mapping[str, str | None] | None = None,
     python: tuple[str, ...] = (),
     timeout: float = 120,
+    no_mpi: bool = False,
+    options: tuple[str, ...] = (),
 ) -> CompletedRun:
     """Run `program` as `start_ranks` does, to its end. Raises StillRunning after `timeout` s."""
-    with start_ranks(count, program, *args, env=env, python=python) as ranks:
+    with start_ranks(
+        count, program, *args, env=env, python=python, no_mpi=no_mpi, options=options
+    ) as ranks:
         return ranks.wait(timeout)
 
 

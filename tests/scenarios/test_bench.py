@@ -61,15 +61,27 @@ def test_the_training_benchmark_measures_every_way_to_train(tmp_path):
     )
     rows = json.loads((tmp_path / "training_step.json").read_text())["rows"]
     ways = {"single_process", "no_exchange", "hvd_backup", "ddp_gloo", "mpi_allreduce"}
+    find = [ROOT / "tests" / "launchers" / "build_horovod.sh", "--find"]
+    if subprocess.run(find, capture_output=True, check=False).returncode == 0:
+        ways.add("horovod")
     assert {row["way"] for row in rows} == ways
     assert all(row["step_ms"] > 0 for row in rows)
     assert all(way in printed for way in ways)
 
 
 @pytest.mark.timeout(180)
+def test_the_keras_benchmark_measures_every_way_to_step(tmp_path):
+    options = ("--ranks", "1", "--models", "small", "--seconds", "0.3")
+    printed = run("keras_step.py", "--out", tmp_path, *options)
+    rows = json.loads((tmp_path / "keras_step.json").read_text())["rows"]
+    assert [row["way"] for row in rows] == ["no_exchange", "py_function", "hvd_backup"]
+    assert all(row["step_ms"] > 0 and row["way"] in printed for row in rows)
+
+
+@pytest.mark.timeout(180)
 def test_the_choices_of_the_core_are_measured_side_by_side():
     lines = run("choices.py", "--megabytes", "16").splitlines()
-    assert len(lines) == 1 + 2 + 3 + 1
+    assert len(lines) == 1 + 2 + 3 + 1 + 1
     for line in lines[1:]:
         chosen, other, faster = map(float, line.split()[-3:])
         assert chosen > 0

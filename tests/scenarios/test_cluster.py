@@ -32,26 +32,29 @@ def start(*arguments, ranks=2):
 
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
-    """A torch that fails at once, for the doctor: the real one takes seconds to import."""
-    (tmp_path / "torch.py").write_text("raise ImportError('not in this test')")
+    """Frameworks that fail at once, for the doctor: the real ones take seconds to import."""
+    for name in ("torch", "tensorflow", "keras"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not in this test')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    return tmp_path
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_doctor_speaks_once_for_all_ranks_of_mpirun(ranks, quick):
     env = {**ENV, "OMP_NUM_THREADS": "1"}
     run = run_ranks(ranks, "hvd_backup.cli", "doctor", python=("-m",), env=env)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     found = lines(run.stdout)
-    assert found["launcher"][1].endswith(f"a world of {ranks} rank{'s' * (ranks > 1)}"), run
-    assert found["ranks"][1].startswith(f"{ranks} per node, 1 node ("), run
-    assert found["exchange"][0] in ("ok", "todo"), run
-    assert f"a partial all-reduce of {ranks} rank" in found["exchange"][1], run
-    assert found["OMP_NUM_THREADS"] == ("ok", "1"), run
-    assert found["torch"] == ("todo", "import fails: ImportError: not in this test"), run
+    assert found["launcher"][1].endswith(f"a world of {ranks} rank{'s' * (ranks > 1)}"), str(run)
+    assert found["ranks"][1].startswith(f"{ranks} per node, 1 node ("), str(run)
+    assert found["exchange"][0] in ("ok", "todo"), str(run)
+    assert f"a partial all-reduce of {ranks} rank" in found["exchange"][1], str(run)
+    assert found["OMP_NUM_THREADS"] == ("ok", "1"), str(run)
+    assert found["torch"] == ("todo", "import fails: ImportError: not in this test"), str(run)
 
 
-def test_outside_of_mpirun_the_doctor_starts_ranks_to_see_what_they_see():
+def test_outside_of_mpirun_the_doctor_starts_ranks_to_see_what_they_see(quick):
+    (quick / "torch.py").unlink()
     command = [*CLI, "doctor", "-np", "3"]
     env = {name: value for name, value in os.environ.items() if name not in ENV} | {"NO_COLOR": "1"}
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
@@ -69,18 +72,18 @@ def test_a_probe_of_mpi_that_hangs_ends_and_takes_its_ranks_along(tmp_path):
     command = [*CLI, "doctor", "--timeout", "1"]
     with Ranks(1, command, {**ENV, "PYTHONPATH": f"{tmp_path}:{ROOT}"}) as started:
         run = started.wait(60)
-        assert run.returncode == 1, run
-        assert "no answer within 1 s" in lines(run.stdout)["MPI"][1], run
+        assert run.returncode == 1, str(run)
+        assert "no answer within 1 s" in lines(run.stdout)["MPI"][1], str(run)
         assert started.survivors() == []
 
 
 def test_run_starts_ranks_that_know_what_they_must():
     with start("-b", "1", "-x", "MINE", sys.executable, STARTED, "0") as ranks:
         run = ranks.wait(60)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     printed = run.stdout.replace("\r", "")
     for rank in (0, 1):
-        assert f"rank {rank} of 2: 1 1 a b\n" in printed, run
+        assert f"rank {rank} of 2: 1 1 a b\n" in printed, str(run)
     command = shlex.split(run.stderr.splitlines()[0])
     assert command[1:3] == ["-np", "2"]
     assert command[-3:] == [sys.executable, STARTED, "0"]
@@ -97,7 +100,7 @@ def test_a_signal_ends_run_and_all_ranks(number):
         ranks.pids()
         ranks.process.send_signal(number)
         run = ranks.wait(30)
-        assert run.returncode != 0, run
+        assert run.returncode != 0, str(run)
         deadline = time.monotonic() + 10
         while ranks.survivors() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -116,6 +119,6 @@ def test_the_script_for_mpirun_runs_once_it_is_edited(tmp_path, quick):
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # noqa: PTH120
     with Ranks(2, ["bash", str(tmp_path / "run_hosts.sh")], {**ENV, "PATH": path}) as ranks:
         run = ranks.wait(120)
-    assert run.returncode == 0, run
-    assert "a world of 2 ranks" in run.stdout, run
-    assert run.stdout.count(" of 2: 1 1 None") == 2, run
+    assert run.returncode == 0, str(run)
+    assert "a world of 2 ranks" in run.stdout, str(run)
+    assert run.stdout.count(" of 2: 1 1 None") == 2, str(run)

@@ -8,6 +8,8 @@ import pytest
 from launching import start_ranks
 from scenarios.told import PROGRAMS, told
 
+pytestmark = pytest.mark.timed
+
 PROGRAM = PROGRAMS / "end_of_a_rank.py"
 
 
@@ -21,11 +23,11 @@ def interrupt(folder, way, b, whom):
         os.kill(whom(ranks, pids), signal.SIGINT)
         sent = time.monotonic()
         run = ranks.wait(timeout=20)
-        assert time.monotonic() - sent < 8, run
+        assert time.monotonic() - sent < 8, str(run)
         while ranks.survivors() and time.monotonic() - sent < 10:
             time.sleep(0.05)
         assert ranks.survivors() == []
-    assert run.returncode != 0, run
+    assert run.returncode != 0, str(run)
     return [{**rank[-1], "sent": sent} for rank in told(folder, 3)]
 
 

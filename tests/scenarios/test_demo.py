@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from launching import ROOT, Ranks
 
+pytestmark = pytest.mark.timed
+
 DEMO = [sys.executable, "-m", "hvd_backup.cli", "demo", "--quick", "--ranks", "3"]
 
 
@@ -93,7 +95,7 @@ def test_ctrl_c_ends_the_demo_and_its_ranks(tmp_path):
         started.process.send_signal(signal.SIGINT)
         run = started.wait(timeout=30)
         assert run.returncode != 0
-        assert "Traceback" not in run.stderr, run
+        assert "Traceback" not in run.stderr, str(run)
         assert started.survivors() == []
 
 

@@ -8,6 +8,8 @@ import pytest
 from launching import start_ranks
 from scenarios.told import PROGRAMS, shared_memory, told
 
+pytestmark = pytest.mark.timed
+
 PROGRAM = PROGRAMS / "end_of_a_rank.py"
 
 
@@ -21,13 +23,30 @@ def run_until_the_end(folder, way, b, then=lambda pids: None):
         began = time.monotonic()
         run = ranks.wait(timeout=20)
         seconds = time.monotonic() - began
-        deadline = time.monotonic() + 5
-        while ranks.survivors() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert ranks.survivors() == []
-    assert run.returncode != 0, run
-    assert seconds < 10, run
+        assert_nobody_survives(ranks)
+    assert run.returncode != 0, str(run)
+    assert seconds < 10, str(run)
     return [rank[-1] for rank in told(folder, 3)]
+
+
+def assert_nobody_survives(ranks):
+    deadline = time.monotonic() + 5
+    while ranks.survivors() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ranks.survivors() == []
+
+
+def kill_one(folder, ranks, program, victim, *args, env):
+    """What the ranks told when one of them had been killed amid their steps, and when that was."""
+    with start_ranks(ranks, PROGRAMS / program, folder, *args, env=env) as running:
+        pids = running.pids()
+        while not all(told(folder, ranks)):
+            time.sleep(0.01)
+        os.kill(pids[victim], signal.SIGKILL)
+        killed_at = time.monotonic()
+        running.wait(timeout=30)
+        assert_nobody_survives(running)
+    return told(folder, ranks), killed_at
 
 
 @pytest.mark.parametrize("b", [0, 1])
@@ -72,3 +91,28 @@ def test_sys_exit_on_one_rank_makes_the_others_raise(tmp_path):
         assert facts[rank]["error"] == "PeerFailed"
         assert "rank 1 has left" in facts[rank]["text"]
         assert "same number of steps" in facts[rank]["text"]
+
+
+@pytest.mark.parametrize("b", [0, 1])
+def test_kill_9_while_all_map_the_ranks_device_memory_is_told_by_name(tmp_path, b):
+    before = shared_memory()
+    env = {"HVD_BACKUP_DEVICE_PATH": "mapped"}
+    facts, killed_at = kill_one(tmp_path, 3, "killed_mapped.py", 1, b, env=env)
+    for rank in (0, 2):
+        assert facts[rank][0]["mapped"] == 30
+        assert facts[rank][-1]["error"] == "PeerFailed", facts
+        assert "rank 1 has died" in facts[rank][-1]["text"], facts
+        assert facts[rank][-1]["at"] - killed_at < 5
+    assert shared_memory() <= before
+
+
+@pytest.mark.parametrize("node_size", [None, "2"])
+def test_kill_9_in_a_process_set_is_a_failure_of_the_world(tmp_path, node_size):
+    env = {"HVD_BACKUP_NODE_SIZE": node_size, "PRTE_MCA_state_base_recoverable": "1"}
+    facts, killed_at = kill_one(tmp_path, 4, "rounds_of_sets.py", 3, env=env)
+    for rank in (0, 1, 2):
+        last = facts[rank][-1]
+        assert last["error"] == "PeerFailed", facts
+        assert "in the process set of ranks 1, 3, counted from 0" in last["text"], facts
+        assert "rank 1 has died" in last["text"], facts
+        assert last["at"] - killed_at < 5

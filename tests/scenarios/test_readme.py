@@ -27,8 +27,8 @@ def test_a_snippet_runs_on_three_ranks(snippet, tmp_path):
     source = tmp_path / "snippet.py"
     source.write_text(snippet)
     run = run_ranks(3, PROGRAM, source)
-    assert run.returncode == 0, run
-    assert run.stdout.count("ran to its end") == 3, run
+    assert run.returncode == 0, str(run)
+    assert run.stdout.count("ran to its end") == 3, str(run)
 
 
 @pytest.mark.timeout(300)
@@ -53,8 +53,8 @@ def run_example(command: list[str]) -> None:
         pytest.skip("Slurm's srun is not installed")
     program, *args = rest[rest.index("python") + 1 :]
     run = run_ranks(int(count), ROOT / program, *args, "--epochs", 1)
-    assert run.returncode == 0, run
-    assert "test accuracy" in run.stdout, run
+    assert run.returncode == 0, str(run)
+    assert "test accuracy" in run.stdout, str(run)
 
 
 def check(*command: str) -> None:

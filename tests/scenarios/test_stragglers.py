@@ -11,6 +11,8 @@ import pytest
 from launching import run_ranks
 from scenarios.told import PROGRAMS, percentile, told
 
+pytestmark = pytest.mark.timed
+
 CASES = ("four alone", "always slow", "b=1", "b=0")
 OTHERS = range(4)
 
@@ -18,7 +20,7 @@ OTHERS = range(4)
 def measure(folder, *cases):
     """Case -> rank -> what the rank told of it."""
     run = run_ranks(5, PROGRAMS / "stragglers.py", folder, *cases, timeout=120)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     ranks = [{facts["case"]: facts for facts in rank} for rank in told(folder, 5)]
     return {case: [rank[case] for rank in ranks if case in rank] for case in cases}
 

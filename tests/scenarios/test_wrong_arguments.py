@@ -11,13 +11,27 @@ SAME_CALLS = "every rank must make the same calls, in the same order"
 SAME_STEPS = "every rank must make the same number of steps"
 
 
-@pytest.fixture(scope="module", params=[3, 2, 1], ids="in_nodes_of_{}".format)
+def in_nodes(size):
+    return f"in_nodes_of_{size}" if size else "without_mpi"
+
+
+@pytest.fixture(scope="module", params=[3, 2, 1, None], ids=in_nodes)
 def cases(request, tmp_path_factory):
-    """Case -> what ranks 0, 1 and 2 got. It is rank 1 that does what the others do not."""
+    """Case -> what ranks 0, 1 and 2 got. It is rank 1 that does what the others do not.
+
+    None is for one node without MPI.
+    """
     folder = tmp_path_factory.mktemp("wrong")
-    env = {"HVD_BACKUP_NODE_SIZE": str(request.param)}
-    run = run_ranks(3, PROGRAMS / "wrong_arguments.py", folder, env=env, timeout=90)
-    assert run.returncode == 0, run
+    env = {"HVD_BACKUP_NODE_SIZE": str(request.param)} if request.param else {}
+    run = run_ranks(
+        3,
+        PROGRAMS / "wrong_arguments.py",
+        folder,
+        env=env,
+        timeout=90,
+        no_mpi=request.param is None,
+    )
+    assert run.returncode == 0, str(run)
     by_rank = [{facts["case"]: facts for facts in rank} for rank in told(folder, 3)]
     return {case: [rank[case] for rank in by_rank] for case in by_rank[0]}
 
@@ -88,6 +102,19 @@ def test_options_that_differ_from_the_first_call_on_are_told_with_their_ranks(ca
         assert facts["error"] == "Mismatch"
         assert "ranks 0, 2: partial_allreduce(float32[4]) with backup_workers=0" in facts["text"]
         assert "rank 1: partial_allreduce(float32[4]) with backup_workers=1" in facts["text"]
+
+
+def test_another_treatment_of_nan_is_told_as_other_options_are(cases):
+    for facts in cases["other_treatment_of_nan_on_one_rank"]:
+        assert facts["error"] == "Mismatch"
+        assert (
+            "ranks 0, 2: DistributedOptimizer(SGD, group 0, parameter 0: float32[2]) with"
+            in (facts["text"])
+        )
+        assert (
+            "rank 1: DistributedOptimizer(SGD, group 0, parameter 0: float32[2], on_non"
+            in (facts["text"])
+        )
 
 
 def test_a_rank_that_does_not_come_to_a_barrier_is_named_after_the_time_out(cases):

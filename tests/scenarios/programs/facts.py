@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import hvd_backup as hb
+from hvd_backup import launch
 
 FOLDER = Path(sys.argv[1])
 ARGUMENTS = sys.argv[2:]
@@ -26,7 +27,7 @@ def start():
 
 def tell(**facts):
     facts["at"] = time.monotonic()
-    with (FOLDER / f"rank-{os.environ['OMPI_COMM_WORLD_RANK']}.jsonl").open("a") as file:
+    with (FOLDER / f"rank-{launch.detect(os.environ).rank}.jsonl").open("a") as file:
         file.write(json.dumps(facts) + "\n")
 
 

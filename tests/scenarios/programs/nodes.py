@@ -13,6 +13,7 @@ import numpy as np
 from facts import ARGUMENTS, new_world, start, stop_for, tell
 
 import hvd_backup as hb
+from hvd_backup import runtime
 from hvd_backup.exchange import Exchange
 
 RANK, SIZE = start()
@@ -59,7 +60,8 @@ def window_stays_full():
 def window_of_small_results_stays_full():
     return rounds(
         60,
-        before=on(3, 20, lambda: time.sleep(3)),
+        # The last case: the others wait 2 s more for rank 3, and end with status 1 without it.
+        before=on(3, 20, lambda: time.sleep(2)),
         nbytes=40,
         backup_workers=1,
         window=10,
@@ -138,6 +140,22 @@ def more_plans_than_are_kept():
     return {"digest": state.hexdigest()}
 
 
+def slow_to_join():
+    board = runtime.Board
+
+    class LateBoard(board):
+        def __init__(self, *args):
+            time.sleep(0.8 if RANK == 3 else 0)
+            super().__init__(*args)
+
+    hb.shutdown()
+    runtime.Board = LateBoard
+    hb.init()
+    runtime.Board = board
+    time.sleep(0.5)  # who would be taken for dead is by now
+    return rounds(20, before=on(3, 2, lambda: time.sleep(0.3)))
+
+
 def worlds_one_after_another():
     """Threads that this process has after three worlds, and after three more."""
     counts = []
@@ -163,6 +181,7 @@ CASES = [
     more_plans_than_are_kept,
     closed_while_a_late_rank_loads,
     worlds_one_after_another,
+    slow_to_join,
 ]
 
 for case in CASES:

@@ -64,6 +64,8 @@ def other_collective_on_one_rank_with_backups():
 def known_names_in_another_order_with_backups_then_a_barrier():
     for name in ("first", "second"):
         hb.partial_allreduce(ONES, name=name, backup_workers=1)
+    if ODD:
+        time.sleep(1)  # the others have closed their round, and are in the barrier
     hb.partial_allreduce(ONES, name="second" if ODD else "first", backup_workers=1)
     hb.barrier()
 
@@ -83,6 +85,14 @@ def too_many_backups_on_one_rank():
 
 def integers_on_one_rank():
     hb.partial_allreduce(ONES.astype(int) if ODD else ONES)
+
+
+def other_treatment_of_nan_on_one_rank():
+    param = torch.nn.Parameter(torch.ones(2))
+    way = "abstain" if ODD else "contribute"
+    opt = hvd.DistributedOptimizer(torch.optim.SGD([param], lr=0.1), on_nonfinite=way)
+    param.grad = torch.ones(2)
+    opt.step()
 
 
 def parameters_frozen_on_one_rank():
@@ -148,6 +158,7 @@ CASES = [
     other_options_on_one_rank_at_first,
     too_many_backups_on_one_rank,
     integers_on_one_rank,
+    other_treatment_of_nan_on_one_rank,
     parameters_frozen_on_one_rank,
     optimizers_in_another_order,
     second_optimizer_on_one_rank,

@@ -1,0 +1,79 @@
+"""What runs on a GPU machine runs here on the CPU; and without a GPU it says what is missing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = ROOT / "tests" / "gpu" / "run.py"
+
+
+def run(*arguments, **env):
+    command = [sys.executable, str(RUN), *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_properties_that_are_to_hold_on_a_gpu_hold_for_the_twins():
+    done = run("test", "--device", "cpu", "--no-build", "--ranks", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\npass  ") == 16 + 15  # staged and mapped
+    assert "the mean of all has the bits of a sum in ascending order" in done.stdout
+
+
+def test_a_property_that_fails_fails_the_run(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import torch, os\ntorch.equal = lambda *_: os.environ['HVD_BACKUP_LAUNCH_RANK'] != '1'\n"
+    )
+    program = [str(ROOT / "tests" / "gpu" / "properties.py"), "--device", "cpu"]
+    launcher = [sys.executable, "-m", "hvd_backup.cluster.local_run", "-np", "2", "--"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [*launcher, sys.executable, *program],
+        cwd=ROOT,
+        env={k: v for k, v in env.items() if v},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAIL  collectives take tensors of the device" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["test", "bench"])
+def test_without_a_gpu_it_is_said_what_is_missing(what, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run(what, PATH=str(tmp_path))
+    assert done.returncode == 2
+    assert f"{what}-gpu cannot run here; missing:" in done.stderr
+    assert "  - nvcc: put the CUDA toolkit's bin folder on PATH" in done.stderr
+    assert "  - a C++ compiler" in done.stderr
+    assert "torch" in done.stderr.splitlines()[-1]
+
+
+def test_the_benchmark_writes_what_it_prints(tmp_path):
+    """With a program in the place of device_speed, which takes a compiler to build."""
+    speed = tmp_path / "device_speed"
+    row = {"what": "pack", "dtype": "float32", "mib": 1, "ms": 1.0, "gb_s": 2.0, "of_copy": 0.5}
+    speed.write_text(f"#!/bin/sh\necho '{json.dumps(row)}'\n")
+    speed.chmod(0o755)
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--quick"]
+    command += ["--program", str(speed), "--ranks", "2", "--out", str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "gpu_cpu.json").read_text())
+    assert results["kernels"] == [row]
+    rows = [(step["path"], step["ranks"], step["mib"]) for step in results["steps"]]
+    assert rows == [("staged", 2, 1), ("staged", 2, 4), ("mapped", 2, 1), ("mapped", 2, 4)]
+    assert all(step["copies_ms"] > 0 and step["step_ms"] > 0 for step in results["steps"])
+    assert "benchmarks/gpu.py --device cpu --quick" in results["meta"]["command"]
+    assert "of a copy" in done.stdout
