@@ -2,7 +2,7 @@
 
     with Hosts(3, mbit=200) as hosts:
         run = hosts.mpirun([sys.executable, PROGRAM, "--steps", "5"], ranks_per_host=2, timeout=60)
-        assert run.returncode == 0, run
+        assert run.returncode == 0, str(run)
 
         with hosts.start([sys.executable, PROGRAM], ranks_per_host=2) as ranks:
             ranks.wait_for("rank 0: half way", timeout=30)
@@ -19,6 +19,9 @@ tells who shares memory), and mounts (for /etc/hosts, and for a /dev/shm of its 
 process is the switch: its network namespace has the bridge and the far ends of the hosts' cables.
 So nothing has a name that the rest of the machine, or another run, could see, all runs may use the
 same addresses, and when the last process has ended the kernel removes everything.
+
+TCP avoids congestion by Reno's rules, which every kernel lets every namespace have: what a machine
+uses may be made for the Internet (BBR), and pace the bursts of a round.
 
 Processes and cores are not separated: process ids are the machine's, and each host believes that it
 owns all cores.
@@ -65,6 +68,7 @@ echo "$1" >/proc/sys/kernel/hostname
 mount --bind "$2" /etc/hosts
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 ip link set lo up
+echo reno >/proc/sys/net/ipv4/tcp_congestion_control
 echo ready
 exec cat
 """

@@ -44,7 +44,7 @@ def shortest(megabytes, mbit):
 def transfer(hosts, megabytes=MEGABYTES, ranks_per_host=1, limit=None):
     """Seconds that rank 0 takes to send so much to the last rank; over `limit`, of a second try."""
     run = hosts.mpirun([PYTHON, PROGRAMS / "transfer.py", megabytes], ranks_per_host)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     (facts,) = told(run)
     assert facts["whole"]
     if limit is not None and facts["took"] > limit:
@@ -90,9 +90,9 @@ def assert_nothing_left(namespaces, folder):
 
 def test_the_ranks_of_all_hosts_are_one_world(hosts):
     run = hosts.mpirun([PYTHON, PROGRAMS / "world.py"], ranks_per_host=2, env={"WORD": "a word"})
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     ranks = told(run)
-    assert [facts["rank"] for facts in ranks] == list(range(6)), run
+    assert [facts["rank"] for facts in ranks] == list(range(6)), str(run)
     assert {facts["size"] for facts in ranks} == {6}
     assert {facts["sum"] for facts in ranks} == {15}
     assert {facts["word"] for facts in ranks} == {"a word"}
@@ -108,15 +108,15 @@ def test_the_ranks_of_all_hosts_are_one_world(hosts):
 def test_each_host_may_have_its_own_number_of_ranks(numbers):
     with Hosts(4) as hosts:
         run = hosts.mpirun([PYTHON, PROGRAMS / "world.py"], ranks_per_host=numbers)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     names = [name for name, k in zip(hosts.names, numbers, strict=True) for _ in range(k)]
     assert [facts["host"] for facts in told(run)] == names
 
 
 def test_a_program_that_fails_is_reported_with_its_words(hosts):
     run = hosts.mpirun([PYTHON, "-c", "import sys; sys.exit('it is \"no\"')"])
-    assert run.returncode != 0, run
-    assert 'it is "no"' in run.stderr, run
+    assert run.returncode != 0, str(run)
+    assert 'it is "no"' in run.stderr, str(run)
 
 
 def test_a_program_that_takes_too_long_is_ended_on_all_hosts(hosts):
@@ -136,7 +136,7 @@ def test_two_sets_of_hosts_do_not_meet():
         with these.start(program) as some, those.start(program) as others:
             for ranks in (some, others):
                 run = ranks.wait(timeout=30)
-                assert run.returncode == 0, run
+                assert run.returncode == 0, str(run)
                 assert [facts["size"] for facts in told(run)] == [2, 2]
 
 
@@ -151,7 +151,7 @@ def test_the_rate_is_that_of_the_cables(hosts):
 def test_what_ranks_send_to_another_host_crosses_the_switch(hosts):
     before = [hosts.traffic(host) for host in range(3)]
     run = hosts.mpirun([PYTHON, PROGRAMS / "transfer.py", MEGABYTES])
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     (out, _), (idle, _), (_, into) = (
         [now - then for now, then in zip(hosts.traffic(host), before[host], strict=True)]
         for host in range(3)
@@ -180,7 +180,7 @@ def test_a_transfer_goes_on_after_the_cable_was_out_for_a_second(hosts):
         assert '"took"' not in ranks.stdout
         hosts.restore(2)
         run = ranks.wait(timeout=30)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     (facts,) = told(run)
     assert facts["whole"]
     assert facts["took"] > shortest(MEGABYTES, MBIT) + 0.9
@@ -232,7 +232,7 @@ def test_with_long_cables_every_message_takes_its_time():
     """
     with Hosts(2, mbit=100, delay_ms=5) as hosts:
         run = hosts.mpirun([PYTHON, "-c", textwrap.dedent(ping)])
-        assert run.returncode == 0, run
+        assert run.returncode == 0, str(run)
         assert 0.020 < told(run)[0]["median"] < 0.050  # two cables there, two back
         at_least = shortest(5, 100)
         assert at_least < transfer(hosts, 5, limit=3 * at_least) < 3 * at_least
@@ -298,7 +298,7 @@ def test_the_hosts_end_even_if_the_test_is_killed(tmp_path):
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     namespaces = set(run.stdout.split())
-    assert len(namespaces) == 3, run
+    assert len(namespaces) == 3, str(run)
     deadline = time.monotonic() + 5
     while in_namespaces(namespaces) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -26,7 +26,7 @@ def horovodrun(env, *words):
 )
 def test_horovodrun_with_mpi_makes_one_world(horovod, tmp_path, options, launcher):
     run = horovodrun(horovod, "--mpi", ANY_CORE, *options, sys.executable, WORLD, tmp_path)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     assert_one_world(told(tmp_path, run), 3, launcher, run)
 
 
@@ -41,9 +41,9 @@ def test_horovodrun_with_gloo_is_refused_on_every_rank(horovod, tmp_path):
 def test_our_optimizer_trains_beside_horovods_broadcast_and_averages(horovod, tmp_path, first):
     program = PROGRAMS / "beside_horovod.py"
     run = horovodrun(horovod, "--mpi", ANY_CORE, sys.executable, program, tmp_path, first)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     everybody = told(tmp_path, run)
-    assert [one["rank"] for one in everybody] == [0, 1, 2], run
+    assert [one["rank"] for one in everybody] == [0, 1, 2], str(run)
     for one in everybody:
         assert one["ours"] == one["horovod"]
         assert one["thread_level"] == "multiple"
@@ -64,6 +64,6 @@ def test_our_optimizer_trains_beside_horovods_broadcast_and_averages(horovod, tm
 
 def test_the_doctor_finds_that_horovod_has_the_same_libmpi(horovod):
     run = run_command(sys.executable, "-m", "hvd_backup.cli", "doctor", env=horovod)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     (line,) = [line for line in run.stdout.splitlines() if " horovod " in line]
     assert "0.28.1, built with mpi, gloo; the same libmpi as mpi4py" in line

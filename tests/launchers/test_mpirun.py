@@ -13,14 +13,14 @@ HYDRA = "mpirun (MPICH/hydra)"
 
 def test_mpirun_makes_one_world(open_mpi, tmp_path):
     run = run_command(open_mpi, "-n", 4, sys.executable, WORLD, tmp_path)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     assert_one_world(told(tmp_path, run), 4, "mpirun (Open MPI)", run)
 
 
 @pytest.mark.parametrize("level", ["single", "funneled", "serialized", "multiple"])
 def test_one_node_needs_no_thread_level(open_mpi, tmp_path, level):
     run = run_command(open_mpi, "-n", 3, sys.executable, WORLD, tmp_path, level)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     everybody = told(tmp_path, run)
     assert_one_world(everybody, 3, "mpirun (Open MPI)", run)
     assert {one["thread_level"] for one in everybody} == {level}
@@ -39,7 +39,7 @@ def test_torchrun_is_refused_on_every_rank(tmp_path):
 def test_mpirun_of_another_mpi_makes_one_world(other_mpi, tmp_path, name, launcher):
     commands = other_mpi(name)
     run = run_command(commands / "mpirun", "-n", 4, commands / "python", WORLD, tmp_path)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     assert_one_world(told(tmp_path, run), 4, launcher, run)
 
 
@@ -68,7 +68,7 @@ def test_an_extension_built_for_another_mpi_is_refused_on_every_rank(
     env = {"PYTHONPATH": str(ROOT)}
     run = run_command(commands / "mpirun", "-n", 3, commands / "python", WORLD, tmp_path, env=env)
     everybody = told(tmp_path, run)
-    assert [one["launcher"]["rank"] for one in everybody] == [0, 1, 2], run
+    assert [one["launcher"]["rank"] for one in everybody] == [0, 1, 2], str(run)
     for one in everybody:
         assert one["error"] == "LaunchError"
         assert "hvd_backup was built for another MPI library" in one["text"]

@@ -17,27 +17,27 @@ TWO = ("--nodes=2", "--ntasks=4", "--ntasks-per-node=2")
 
 def test_srun_with_pmix_makes_one_world(pmix_cluster, tmp_path):
     run = pmix_cluster.srun("--mpi=pmix", *ONE_NODE, PYTHON, WORLD, tmp_path)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     assert_one_world(told(tmp_path, run), 4, "srun", run)
 
 
 def test_a_batch_script_starts_ranks_with_srun(pmix_cluster, tmp_path):
     command = shlex.join([PYTHON, str(WORLD), str(tmp_path)])
     run = pmix_cluster.sbatch(f"srun --mpi=pmix {command}", *ONE_NODE)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     assert_one_world(told(tmp_path, run), 4, "srun", run)
 
 
 def test_a_batch_script_starts_ranks_with_mpirun(cluster, open_mpi, tmp_path):
     command = shlex.join([open_mpi, "-n", "4", PYTHON, str(WORLD), str(tmp_path)])
     run = cluster.sbatch(command, *ONE_NODE)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     assert_one_world(told(tmp_path, run), 4, "mpirun (Open MPI)", run)
 
 
 def test_a_batch_script_itself_is_a_world_of_one(cluster, tmp_path):
     run = cluster.sbatch(shlex.join([PYTHON, str(WORLD), str(tmp_path)]), *ONE_NODE)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     (alone,) = told(tmp_path, run)
     assert alone["size"] == 1
     assert alone["launcher"]["launcher"] == "none"
@@ -57,7 +57,7 @@ def test_srun_without_pmix_is_refused_in_a_batch_script(cluster, tmp_path):
 
 def test_one_task_of_srun_without_pmix_is_a_world_of_one(cluster, tmp_path):
     run = cluster.srun("--ntasks=1", PYTHON, WORLD, tmp_path)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     assert [one["size"] for one in told(tmp_path, run)] == [1]
 
 
@@ -66,14 +66,14 @@ def test_ranks_on_two_nodes_are_one_world(pmix_cluster, open_mpi, tmp_path, laun
     start = "srun --mpi=pmix" if launcher == "srun" else f"{open_mpi} -n 4 --map-by slot"
     run = pmix_cluster.sbatch(f"{start} {shlex.join([PYTHON, str(WORLD), str(tmp_path)])}", *TWO)
     everybody = told(tmp_path, run)
-    assert sorted(one["host"] for one in everybody) == ["n0", "n0", "n1", "n1"], run
+    assert sorted(one["host"] for one in everybody) == ["n0", "n0", "n1", "n1"], str(run)
     assert_one_world(everybody, 4, launcher, run, ranks_per_node=2)
 
 
 def test_two_nodes_refuse_a_low_thread_level_on_every_rank(pmix_cluster, tmp_path):
     run = pmix_cluster.srun("--mpi=pmix", *TWO, PYTHON, WORLD, tmp_path, "funneled")
     everybody = told(tmp_path, run)
-    assert [one["mpi_rank"] for one in everybody] == [0, 1, 2, 3], run
+    assert [one["mpi_rank"] for one in everybody] == [0, 1, 2, 3], str(run)
     for one in everybody:
         assert (one["error"], one["thread_level"]) == ("LaunchError", "funneled")
         assert "MPI_THREAD_MULTIPLE" in one["text"]
@@ -83,7 +83,7 @@ def test_two_nodes_refuse_a_low_thread_level_on_every_rank(pmix_cluster, tmp_pat
 def test_srun_starts_ranks_of_mpich_by_pmi2(cluster, other_mpi, tmp_path):
     python = other_mpi("mpich") / "python"
     run = cluster.srun("--mpi=pmi2", *ONE_NODE, python, WORLD, tmp_path)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     assert_one_world(told(tmp_path, run), 4, "srun", run)
 
 
@@ -100,7 +100,7 @@ def test_the_srun_command_of_the_readme_makes_one_world(pmix_cluster, tmp_path):
     script = words.index("python")
     assert words[0] == "srun"
     run = pmix_cluster.srun(*words[1:script], PYTHON, WORLD, tmp_path)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     assert_one_world(told(tmp_path, run), 5, "srun", run)
 
 
@@ -113,7 +113,7 @@ def test_the_batch_script_of_the_examples_runs(pmix_cluster, tmp_path):
         assert f"\n{line}\n" in script
         script = script.replace(line, edited)
     run = pmix_cluster.sbatch(script)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     assert_one_world(told(tmp_path, run), 5, "srun", run)
     assert findings(run) >= {"ok launcher srun, a world of 5 ranks", MULTIPLE}
 
@@ -122,7 +122,7 @@ def test_the_doctor_tells_a_thread_level_that_several_nodes_may_find_too_low(pmi
     doctor = (PYTHON, "-m", "hvd_backup.cli", "doctor")
     env = {"MPI4PY_RC_THREAD_LEVEL": "funneled"}
     run = pmix_cluster.srun("--mpi=pmix", "--nodes=1", "--ntasks=2", *doctor, env=env)
-    assert run.returncode == 0, run
+    assert run.returncode == 0, str(run)
     (level,) = [line for line in findings(run) if "MPI_THREAD" in line]
     assert level.startswith("todo thread level MPI_THREAD_FUNNELED: ")
 

@@ -17,7 +17,7 @@ def run_command(*command, env=None, timeout=100):
 def told(folder, run):
     """What each process told, in the order of their ranks in MPI, then of the launcher's."""
     facts = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    assert facts, run
+    assert facts, str(run)
     return sorted(facts, key=lambda one: (one.get("mpi_rank", 0), one["launcher"]["rank"] or 0))
 
 
@@ -27,8 +27,8 @@ def assert_one_world(everybody, size, launcher, run, ranks_per_node=None):
     Nodes have the first ranks, the next ranks, and so on.
     """
     ranks_per_node = ranks_per_node or size
-    assert all("error" not in one for one in everybody), run
-    assert [one["rank"] for one in everybody] == list(range(size)), run
+    assert all("error" not in one for one in everybody), str(run)
+    assert [one["rank"] for one in everybody] == list(range(size)), str(run)
     for one in everybody:
         promised = one["launcher"]
         assert one["size"] == one["mpi_size"] == size
@@ -46,9 +46,9 @@ def assert_one_world(everybody, size, launcher, run, ranks_per_node=None):
 
 def assert_refused(everybody, size, launcher, words, run):
     """Every process has raised LaunchError with `words` in it, and none had joined a world."""
-    assert len(everybody) == size, run
+    assert len(everybody) == size, str(run)
     assert sorted(one["launcher"]["rank"] for one in everybody) == list(range(size))
     for one in everybody:
-        assert one["error"] == "LaunchError", run
+        assert one["error"] == "LaunchError", str(run)
         assert one["text"].startswith(f"{launcher} started {size} processes, but ")
         assert words in one["text"]

@@ -1,0 +1,158 @@
+"""What `make test-gpu` and `make bench-gpu` run, with nothing but what the machine has.
+
+    python tests/gpu/run.py test  [--device cuda|cpu] [--ranks 2,3,4] [--no-build]
+    python tests/gpu/run.py bench [--device cuda|cpu] [--quick] [--no-build]
+
+No package is installed and no mpirun needed, but Python with numpy, torch, pybind11 and setuptools,
+g++ and nvcc. CMake and ninja are used if they are there. With `--device cpu` the same programs run
+with CPU tensors and the kernels' twins, which needs neither nvcc nor a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "gpu"
+NEEDED = ("numpy", "torch", "pybind11", "setuptools")
+SANITIZERS = ("memcheck", "racecheck")
+PATHS = ("staged", "mapped")
+
+
+def missing(device: str, *, build: bool) -> list[str]:
+    """What the machine lacks, in words."""
+    packages = [name for name in NEEDED if build or name not in ("pybind11", "setuptools")]
+    lacks = [f"Python package {name}" for name in packages if not importlib.util.find_spec(name)]
+    if build and not (shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")):
+        lacks.append("a C++ compiler: g++ on PATH, or CXX")
+    if device != "cuda":
+        return lacks
+    if build and not shutil.which(os.environ.get("CUDACXX") or "nvcc"):
+        lacks.append("nvcc: put the CUDA toolkit's bin folder on PATH, or set CUDACXX")
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        if not torch.backends.cuda.is_built():
+            lacks.append(f"a torch with CUDA: torch {torch.__version__} is built without it")
+        elif not torch.cuda.is_available():
+            lacks.append("a GPU that torch can use: torch.cuda.is_available() is False")
+    return lacks
+
+
+class Steps:
+    """Runs commands one after another, and remembers how they ended."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, str, float]] = []
+
+    def run(self, name: str, *command: str | Path, limit_s: float = 600) -> bool:
+        print(f"== {name}", flush=True)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        began = time.monotonic()
+        try:
+            status = subprocess.run(
+                command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, timeout=limit_s, check=False
+            ).returncode
+            word = "pass" if status == 0 else f"FAIL (exit status {status})"
+        except subprocess.TimeoutExpired:
+            word = f"FAIL (not done after {limit_s:g} s)"
+        self.done.append((name, word, time.monotonic() - began))
+        return word == "pass"
+
+    def skip(self, name: str, why: str) -> None:
+        self.done.append((name, f"skipped: {why}", 0.0))
+
+    def table(self) -> int:
+        """Print how all ended; the exit status."""
+        print(f"\n{'step':<44} {'s':>7}  how it ended")
+        for name, word, seconds in self.done:
+            print(f"{name:<44} {seconds:>7.1f}  {word}")
+        return 1 if any(word.startswith("FAIL") for _, word, _ in self.done) else 0
+
+
+def build(steps: Steps, *programs: str) -> bool:
+    """The extension in place, and C++ programs in BUILD."""
+    python = sys.executable
+    if not steps.run("build the extension", python, "setup.py", "--quiet", "build_ext", "-i"):
+        return False
+    jobs = str(len(os.sched_getaffinity(0)))
+    cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
+    name = f"build {' and '.join(programs)}"
+    if cmake is None:
+        return steps.run(name, python, "csrc/direct.py", BUILD, *programs)
+    generator = "Ninja" if ninja else "Unix Makefiles"
+    options = ("-G", generator, "-DHVD_BACKUP_PYTHON=OFF")
+    return steps.run("configure", cmake, "-S", "csrc", "-B", BUILD, *options) and steps.run(
+        name, cmake, "--build", BUILD, "--parallel", jobs, "--target", *programs
+    )
+
+
+def ranks(count: int) -> tuple[str | Path, ...]:
+    """The launcher's command line, up to the program."""
+    launcher = ("-m", "hvd_backup.cluster.local_run", "-np", str(count), "--")
+    return (sys.executable, *launcher, sys.executable)
+
+
+def test(device: str, worlds: list[int], *, with_build: bool) -> int:
+    """Kernels and both paths in C++, then the core and torch on several ranks of one GPU."""
+    steps = Steps()
+    built = build(steps, "hvd_backup_tests") if with_build else True
+    if built and with_build:
+        cases = "GPU" if device == "cuda" else "twin"
+        program = BUILD / "hvd_backup_tests"
+        steps.run(f"C++ cases: {cases}", program, cases)
+        sanitizer = shutil.which("compute-sanitizer")
+        for tool in SANITIZERS if device == "cuda" else ():
+            name = f"compute-sanitizer {tool}"
+            if sanitizer is None:
+                steps.skip(name, "compute-sanitizer is not on PATH")
+            else:
+                line = (sanitizer, "--tool", tool, "--error-exitcode", "9")
+                steps.run(name, *line, program, "--limit", "1200", cases, limit_s=1800)
+    for size in worlds if built else []:
+        for path in PATHS:
+            program = ("tests/gpu/properties.py", "--device", device, "--path", path)
+            steps.run(f"properties on {size} ranks, {device}, {path}", *ranks(size), *program)
+    return steps.table()
+
+
+def bench(device: str, worlds: list[int], *, with_build: bool, quick: bool) -> int:
+    """Kernels beside the device's own copy, and what a step pays for staging."""
+    steps = Steps()
+    if with_build and not build(steps, "device_speed"):
+        return steps.table()
+    line = ["benchmarks/gpu.py", "--device", device, "--program", str(BUILD / "device_speed")]
+    line += ["--ranks", ",".join(map(str, worlds)), *(["--quick"] if quick else [])]
+    steps.run("benchmark", sys.executable, *line, limit_s=1800)
+    return steps.table()
+
+
+def main() -> int:
+    """The exit status: 0, 1 if something failed, 2 if something is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=("test", "bench"))
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--ranks", default="2,3,4", help="world sizes")
+    parser.add_argument("--no-build", action="store_true", help="use what was built before")
+    parser.add_argument("--quick", action="store_true", help="few samples")
+    given = parser.parse_args()
+    if lacks := missing(given.device, build=not given.no_build):
+        print(f"{given.what}-gpu cannot run here; missing:", file=sys.stderr)
+        for what in lacks:
+            print(f"  - {what}", file=sys.stderr)
+        return 2
+    worlds = [int(size) for size in given.ranks.split(",")]
+    if given.what == "test":
+        return test(given.device, worlds, with_build=not given.no_build)
+    return bench(given.device, worlds, with_build=not given.no_build, quick=given.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Tests of what Horovod does, run against Horovod itself: what they expect is what it does.
+
+And the record of its names, held against the installed one.
+"""
+
+import json
+import sys
+
+import pytest
+from launchers.told import run_command
+from launching import ROOT
+
+pytestmark = pytest.mark.timeout(400)
+
+FILES = ["tests/mpi/test_horovod_collectives.py", "tests/mpi/test_horovod_optimizer.py"]
+SIGNATURES = """
+import inspect, json, horovod.torch as hvd
+print(json.dumps({
+    name: [p.name for p in inspect.signature(value).parameters.values()]
+    for name, value in vars(hvd).items()
+    if callable(value) and not name.startswith("_") and not inspect.isclass(value)
+}))
+"""
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_horovod_does_what_the_tests_expect_of_ours(horovod, open_mpi, ranks, file):
+    pytest_words = ["--color=no", "--with-mpi", "-m", "mpi", "-q", file]
+    run = run_command(
+        *(open_mpi, "-n", ranks, sys.executable, "-m", "pytest", *pytest_words),
+        env={**horovod, "HVD_BACKUP_BESIDE": "horovod.torch"},
+        timeout=360,
+    )
+    assert run.returncode == 0, run
+    assert " passed" in run.stdout, run
+    assert "skipped" not in run.stdout, run
+
+
+def test_the_record_is_that_of_the_installed_horovod(horovod):
+    run = run_command(sys.executable, "-c", SIGNATURES, env=horovod)
+    assert run.returncode == 0, run
+    installed = json.loads(run.stdout.splitlines()[-1])
+    record = json.loads((ROOT / "tests/data/horovod_0_28_1.json").read_text())["torch"]
+    functions = {name: args for name, args in record.items() if not isinstance(args, str)}
+    classes = {"ProcessSet", "SyncBatchNorm"}
+    handed_on = {"init", "shutdown"}  # *args, **kwargs: the record has what they are handed on to
+    internal = {"check_extension"}
+    assert set(functions) - classes == set(installed) - internal
+    for name in set(installed) - handed_on - internal:
+        assert [argument for argument, _ in functions[name]] == installed[name], name
