@@ -103,7 +103,8 @@ def several_hosts(ranks: int, per_node: int, sizes: list[int], quick: bool) -> I
 
 def arguments(late: int, sizes: list[int], quick: bool) -> list[str]:
     quickly = ["--quick"] if quick else []
-    return ["--sizes", ",".join(map(str, sizes)), "--late", f"0,{late}", *quickly]
+    # Asleep: a late node's cores are its own, which nodes that are parts of one host are not.
+    return ["--sizes", ",".join(map(str, sizes)), "--late", f"0,{late}", "--late-sleeps", *quickly]
 
 
 def show(title: str, rows: Iterator[Row]) -> list[Row]:
@@ -113,7 +114,7 @@ def show(title: str, rows: Iterator[Row]) -> list[Row]:
         if not seen:
             print(f"\n# {title}, float32\n{HEADER}\n{UNITS}", flush=True)
         if late:
-            print(f"{'':>10}  -- one node late, burning a core --")
+            print(f"{'':>10}  -- one node late, asleep --")
         of_size = list(group)
         mpi = next(row["median_us"] for row in of_size if row["path"] == "mpi_allreduce")
         for row in of_size:

@@ -8,10 +8,11 @@ How a sample is taken, the same for every path:
   reported is the median over the rounds.
 - All private buffers are on huge pages where the system has them, and touched before.
 
-With one rank late, the last rank burns a core from before the barrier until the others are done,
-and only they are timed, from the start of the last of them. In `in_place` and `end_to_end` nobody
-needs the late rank: it goes through its rounds afterwards. MPI and gloo need it: a second thread of
-the late rank makes the calls.
+Late ranks, the last ones, are busy from before the barrier until the others are done, and only the
+others are timed, from the start of the last of them. A late rank burns a core, or, with
+--late-sleeps, sleeps: then the others have all cores, as where every node has its own. In
+`in_place` and `end_to_end` nobody needs the late ranks: they go through their rounds afterwards.
+MPI and gloo need them: a second thread of each makes the calls.
 """
 
 from __future__ import annotations
@@ -159,13 +160,21 @@ class Measurement:
     """The samples of one message size, with or without a late rank."""
 
     def __init__(
-        self, comm: MPI.Intracomm, flags: Flags, sequence: Iterator[int], late: int, most: int
+        self,
+        comm: MPI.Intracomm,
+        flags: Flags,
+        sequence: Iterator[int],
+        late: int,
+        most: int,
+        *,
+        sleeps: bool,
     ) -> None:
         self._comm, self._flags, self._sequence = comm, flags, sequence
         self._on_time = range(comm.size - late)
         self._is_late = comm.rank not in self._on_time
         self._late = late
         self._most = most  # calls in a sample
+        self._sleeps = sleeps
         self._starters = comm.Split(int(self._is_late), comm.rank)
         self._burn_in = np.linspace(0, 1, 20_000)
         self._burn_out = np.empty_like(self._burn_in)
@@ -194,17 +203,17 @@ class Measurement:
             self._be_late(path, calls)
             span = (0.0, 0.0)
         else:
-            span = self._amid_burning(lambda: timed(path.call, calls))
+            span = self._without_the_late(lambda: timed(path.call, calls))
         self._comm.Barrier()
         return span
 
     def limit(self, program: MemoryLimit | None, calls: int) -> float:
-        """A sample of the memory limit, in seconds: rank 0 measures, all others sleep (or burn)."""
+        """A sample of the memory limit, in seconds: rank 0 measures, others sleep or are late."""
         number = next(self._sequence)
         self._comm.Barrier()
         if self._is_late:
             self._flags.set(number)
-            self._burn_until(range(1), number)
+            self._be_busy_until(range(1), number)
         if program is None:
             self._flags.wait(range(1), number)
             return 0.0
@@ -222,7 +231,7 @@ class Measurement:
         by_sample = zip(*everybody[: len(self._on_time)], strict=True)
         return [one_call(list(sample), calls, self._late) for sample in by_sample]
 
-    def _amid_burning(self, run: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    def _without_the_late(self, run: Callable[[], tuple[float, float]]) -> tuple[float, float]:
         number = next(self._sequence)
         self._flags.wait(range(self._comm.size - 1, self._comm.size), number)
         self._starters.Barrier()
@@ -241,16 +250,19 @@ class Measurement:
         if path.late_by_thread:
             helper.start()
         self._flags.set(number)
-        self._burn_until(self._on_time, number)
+        self._be_busy_until(self._on_time, number)
         if path.late_by_thread:
             helper.join()
         else:
             catch_up()
 
-    def _burn_until(self, ranks: range, number: int) -> None:
-        """Use up a core; without the GIL most of the time, or the second thread would starve."""
+    def _be_busy_until(self, ranks: range, number: int) -> None:
+        """Sleep, or use up a core: without the GIL most of the time, for the second thread."""
         while not self._flags.reached(ranks, number):
-            np.sin(self._burn_in, out=self._burn_out)
+            if self._sleeps:
+                time.sleep(200e-6)
+            else:
+                np.sin(self._burn_in, out=self._burn_out)
 
 
 def timed(call: Callable[[], None], calls: int) -> tuple[float, float]:
@@ -320,7 +332,7 @@ def measure(
         paths.append(Gloo(huge_array(nbytes // 4, 0), comm.size))
     # A late rank loads nothing during a sample: what it missed must fit into the window.
     most = max(1, min(32, exchange.options.window // 2)) if late else 1000
-    measurement = Measurement(comm, flags, sequence, late, most)
+    measurement = Measurement(comm, flags, sequence, late, most, sleeps=args.late_sleeps)
     limit = None
     if comm.rank == 0 and args.memory_limit:
         limit = MemoryLimit(args.memory_limit, comm.size - late, nbytes)
@@ -374,6 +386,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=lambda text: [int(x) for x in text.split(",")])
     parser.add_argument("--late", type=lambda text: [int(x) for x in text.split(",")])
+    parser.add_argument("--late-sleeps", action="store_true")
     parser.add_argument("--memory-limit", type=Path, help="compare with this program")
     parser.add_argument("--gloo", action="store_true", help="compare with gloo")
     parser.add_argument("--quick", action="store_true")

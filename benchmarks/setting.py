@@ -19,7 +19,9 @@ import mpi4py
 from hvd_backup.study.mpirun import run_ranks
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build" / "bench"
+LOGS = ROOT / "build" / "bench"
+# The extension's, so that what both have in common is compiled once.
+BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
 # Ranks are not tied to cores: a late rank has two busy threads.
 UNBOUND = {
     "PRTE_MCA_hwloc_default_binding_policy": "none",  # Open MPI 5
@@ -34,8 +36,8 @@ def start(
     saved = dict(os.environ)
     os.environ.update({**UNBOUND, "PYTHONPATH": search_path(), **(env or {})})
     try:
-        BUILD.mkdir(parents=True, exist_ok=True)
-        yield from run_ranks(ranks, [module, *args], BUILD / f"{module}-{ranks}.log")
+        LOGS.mkdir(parents=True, exist_ok=True)
+        yield from run_ranks(ranks, [module, *args], LOGS / f"{module}-{ranks}.log")
     finally:
         os.environ.clear()
         os.environ.update(saved)
@@ -45,6 +47,18 @@ def search_path() -> str:
     """PYTHONPATH of the ranks."""
     paths = [str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(filter(None, paths))
+
+
+def with_horovod() -> dict[str, str]:
+    """The environment in which ranks can import `make horovod`'s Horovod; {}: there is none."""
+    find = [str(ROOT / "tests" / "launchers" / "build_horovod.sh"), "--find"]
+    found = subprocess.run(find, capture_output=True, text=True, check=False)
+    if found.returncode:
+        return {}
+    return {
+        "PYTHONPATH": os.pathsep.join([search_path(), found.stdout.strip()]),
+        "LD_LIBRARY_PATH": str(Path(sys.executable).parent.parent / "lib"),
+    }
 
 
 def meta() -> dict[str, Any]:
@@ -69,11 +83,12 @@ def meta() -> dict[str, Any]:
 
 def build_program(target: str) -> Path:
     """A program of csrc/bench, built if it is not up to date."""
-    cmake, ninja = _tool("cmake"), _tool("ninja")
-    options = ["-DHVD_BACKUP_PYTHON=OFF", "-DHVD_BACKUP_TESTS=OFF", "-DHVD_BACKUP_CUDA=OFF"]
-    configure = [cmake, "-S", str(ROOT / "csrc"), "-B", str(BUILD), "-G", "Ninja", *options]
+    cmake = _tool("cmake")
+    configure = [cmake, "-S", str(ROOT / "csrc"), "-B", str(BUILD)]
+    if not (BUILD / "CMakeCache.txt").exists():
+        configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
     for command in (
-        [*configure, f"-DCMAKE_MAKE_PROGRAM={ninja}"],
+        [*configure, f"-DPython_EXECUTABLE={sys.executable}"],
         [cmake, "--build", str(BUILD), "--target", target],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -7,10 +7,12 @@ barrier; its time is that from the first rank's start to the last rank's end, ov
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,6 +68,7 @@ class Way(Protocol):
 
     name: str
 
+    def running(self) -> AbstractContextManager[None]: ...
     def step(self) -> None: ...
 
 
@@ -77,6 +80,10 @@ class Local:
     def __init__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         self.model, self._x, self._y = model, x, y
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Around a sample."""
+        return nullcontext()
 
     def backward(self) -> None:
         self.optimizer.zero_grad()
@@ -115,6 +122,32 @@ class Ddp(Local):
         super().__init__(wrapped, x, y)
 
 
+class Horovod(Local):
+    """The real Horovod's DistributedOptimizer."""
+
+    name = "horovod"
+
+    def __init__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        import horovod.torch
+
+        super().__init__(model, x, y)
+        self._horovod = horovod.torch
+        with self.running():
+            self.optimizer = horovod.torch.DistributedOptimizer(
+                self.optimizer, model.named_parameters()
+            )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        # Its thread, which looks for work each millisecond, takes no time from the other ways. The
+        # first rank's shutdown is everybody's.
+        self._horovod.init()
+        yield
+        MPI.COMM_WORLD.Barrier()
+        self._horovod.shutdown()
+        MPI.COMM_WORLD.Barrier()
+
+
 class NaiveMpi(Local):
     """All gradients copied into one array, one MPI_Allreduce, and back."""
 
@@ -138,7 +171,9 @@ class NaiveMpi(Local):
         self.optimizer.step()
 
 
-WAYS: tuple[type[Local], ...] = (Alone, Local, HvdBackup, Ddp, NaiveMpi)
+WAYS: list[type[Local]] = [Alone, Local, HvdBackup, Ddp, NaiveMpi]
+if importlib.util.find_spec("horovod"):
+    WAYS.insert(3, Horovod)
 
 
 def measure(name: str, comm: MPI.Intracomm, flags: Flags, rounds: int, target_s: float) -> None:
@@ -202,21 +237,22 @@ def sample(
 ) -> tuple[float, float]:
     """This rank's start and end, on the host's clock."""
     number = next(numbers)
-    comm.Barrier()
-    if isinstance(way, Alone) and comm.rank != 0:
-        flags.wait(range(1), number)
-        return 0.0, 0.0
-    start = time.monotonic()
-    for _ in range(steps):
-        way.step()
-    end = time.monotonic()
+    with way.running():
+        comm.Barrier()
+        if isinstance(way, Alone) and comm.rank != 0:
+            flags.wait(range(1), number)
+            return 0.0, 0.0
+        start = time.monotonic()
+        for _ in range(steps):
+            way.step()
+        end = time.monotonic()
     flags.set(number)
     return start, end
 
 
 def check_replicas(ways: list[Local], comm: MPI.Intracomm) -> None:
     for way in ways:
-        if isinstance(way, HvdBackup | Ddp | NaiveMpi):
+        if isinstance(way, HvdBackup | Horovod | Ddp | NaiveMpi):
             mine = torch.cat([p.detach().view(-1) for p in way.model.parameters()]).numpy()
             theirs = comm.bcast(mine)
             if mine.tobytes() != theirs.tobytes():

@@ -1,4 +1,7 @@
-"""What a training step pays for its exchange: DistributedOptimizer, DDP over gloo, plain MPI."""
+"""What a training step pays for its exchange: DistributedOptimizer, DDP over gloo, plain MPI.
+
+And the real Horovod, where `make horovod` has built it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ import typer
 from partial_allreduce import to_json
 
 Row = dict[str, Any]
-
-WAYS = 5
 
 
 def main(
@@ -28,8 +29,11 @@ def main(
     about = setting.meta()
     rows: list[Row] = []
     args = ["--models", models, *(["--quick"] if quick else [])]
+    env = setting.with_horovod()
+    if not env:
+        print("# without Horovod, which is not built: make horovod")
     for world in (int(n) for n in ranks.split(",")):
-        rows += setting.start(world, "training_ranks", *args)
+        rows += setting.start(world, "training_ranks", *args, env=env)
     for _, of_model in groupby(rows, key=lambda row: (row["ranks"], row["model"])):
         group = list(of_model)
         base = next(row["step_ms"] for row in group if row["way"] == "no_exchange")

@@ -1,0 +1,102 @@
+"""A rank of gpu.py: what a step pays for its exchange, beside the copies it cannot do without."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+import hvd_backup.torch as hvd
+from hvd_backup.torch import staging
+from hvd_backup.torch.mapped import Mapped
+
+TENSORS = 161  # as a ResNet-50 has
+
+
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_ms(device: torch.device, times: int, call: Callable[[], object]) -> float:
+    """Of a call that all ranks make at the same time, until the device is done."""
+    samples = []
+    for i in range(times + 2):
+        hvd.barrier()
+        start = time.perf_counter()
+        call()
+        finish(device)
+        if i >= 2:
+            samples.append((time.perf_counter() - start) * 1e3)
+    return max(hvd.allgather_object(statistics.median(samples)))
+
+
+def copies(device: torch.device, mib: int) -> Callable[[], None]:
+    """A contribution to the host's pinned memory, and a result back."""
+    there = torch.zeros(mib << 18, device=device)
+    here = torch.zeros(mib << 18, pin_memory=device.type == "cuda")
+
+    def call() -> None:
+        here.copy_(there, non_blocking=True)
+        there.copy_(here, non_blocking=True)
+
+    return call
+
+
+def model(device: torch.device, mib: int) -> list[torch.nn.Parameter]:
+    count = (mib << 18) // TENSORS
+    params = [torch.nn.Parameter(torch.zeros(count, device=device)) for _ in range(TENSORS)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    return params
+
+
+def measure(device: torch.device, mib: int, times: int, path: str) -> None:
+    alone = torch.optim.SGD(model(device, mib), 0.0)
+    alone_ms = median_ms(device, times, alone.step)
+    together = hvd.DistributedOptimizer(torch.optim.SGD(model(device, mib), 0.0))
+    step_ms = median_ms(device, times, together.step)
+    together.close()
+    copies_ms = median_ms(device, times, copies(device, mib))
+    overhead_ms = step_ms - alone_ms
+    if hvd.rank() == 0:
+        row = {
+            "path": path,
+            "ranks": hvd.size(),
+            "mib": mib,
+            "step_ms": round(step_ms, 4),
+            "alone_ms": round(alone_ms, 4),
+            "overhead_ms": round(overhead_ms, 4),
+            "copies_ms": round(copies_ms, 4),
+            "ratio": round(overhead_ms / copies_ms, 3),
+        }
+        print(json.dumps(row), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    parser.add_argument("--path", choices=("staged", "mapped"), required=True)
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args()
+    device = torch.device("cuda:0" if given.device == "cuda" else "cpu")
+    staging.STAGE_ON_CPU = device.type == "cpu"
+    os.environ["HVD_BACKUP_DEVICE_PATH"] = given.path
+    mapped: list[Mapped] = []
+    make = Mapped.__init__
+    Mapped.__init__ = lambda self, *a: (mapped.append(self), make(self, *a))[1]  # type: ignore[method-assign]
+    hvd.init()
+    for mib in (1, 4) if given.quick else (1, 16, 64, 256):
+        measure(device, mib, 5 if given.quick else 30, given.path)
+    if bool(mapped) != (given.path == "mapped"):
+        raise SystemExit("the ranks cannot map each other's device memory: see the log")
+    hvd.shutdown()
+
+
+if __name__ == "__main__":
+    main()
