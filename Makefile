@@ -16,7 +16,19 @@ PYTEST_ARGS =
 # World sizes of test-mpi.
 WORLDS = 1 2 3 4 5 7
 # And those that it splits into nodes: ranks x ranks per node.
-SPLITS = 4x1 7x3
+SPLITS = 2x1 3x2 4x1 4x3
+# The same for test-tf, as TensorFlow takes seconds to import and to trace, on every rank. Splits
+# only train: nothing else here depends on nodes.
+TF_WORLDS = 2 3 4
+TF_SPLITS = 2x1
+# World sizes of test-no-mpi.
+NO_MPI_WORLDS = 3
+NO_MPI_FILES = worlds collectives partial_allreduce horovod_collectives async process_sets \
+               optimizer gradients attempt staged synchronize sparse_gradients abstain grad_scaler \
+               horovod_arguments rounds_of_sets
+# Of these, those whose gradients may lie in device memory that all ranks map.
+MAPPED_FILES = mapped optimizer gradients attempt synchronize sparse_gradients abstain grad_scaler \
+               rounds_of_sets
 # Part of a C++ case's name, to run only those.
 CASE =
 
@@ -39,24 +51,33 @@ CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o
 CPP_BUILD := csrc/CMakeLists.txt $(wildcard csrc/cmake/*.cmake)
 MODULE_FILES := $(filter-out csrc/tests/%,$(CPP_FILES)) $(CPP_BUILD)
 
-.PHONY: help demo bench bench-training bench-choices bench-control test test-cpp test-unit test-mpi test-scenarios test-hosts \
-        test-launchers other-mpis horovod sanitize lint \
+.PHONY: help demo bench bench-training bench-keras bench-choices bench-control bench-gpu test test-cpp \
+        test-unit test-mpi test-tf test-no-mpi test-gpu test-scenarios test-timed test-hosts \
+        test-launchers \
+        other-mpis horovod docs-horovod sanitize lint \
         lint-python lint-types lint-layers lint-cpp lint-tidy lint-text format clean distclean
 
 help:
 	@echo "make demo            train with and without a backup worker  (DEMO_ARGS='--help')"
 	@echo "make bench           partial all-reduce beside MPI and gloo  (BENCH_ARGS=--quick)"
 	@echo "make bench-training  what a training step pays for its exchange"
+	@echo "make bench-keras     the same for a Keras step"
 	@echo "make bench-choices   the measurements behind docs/architecture.md's choices"
 	@echo "make bench-control   control messages of worlds of 100 to 10,000 ranks, simulated"
 	@echo "make test            all tests"
 	@echo "make test-cpp        the C++ tests                           (CASE='part of a name')"
 	@echo "make test-unit       tests of one process                    (PYTEST_ARGS='-k word')"
 	@echo "make test-mpi        tests under mpirun                      (WORLDS='2 3' SPLITS=4x1)"
-	@echo "make test-scenarios  killed, stopped and interrupted ranks, the demo, the README"
+	@echo "make test-tf         tests of TensorFlow and Keras           (TF_WORLDS=2 TF_SPLITS=)"
+	@echo "make test-no-mpi     some of these, under hvd-backup run --no-mpi"
+	@echo "make test-scenarios  ranks that fail, wrong launches, the examples, the README"
+	@echo "make test-timed      killed, stopped, interrupted and slow ranks, the demo: times count"
 	@echo "make test-hosts      mpirun across hosts made of network namespaces (needs root)"
 	@echo "make test-launchers  mpirun of several MPIs, Slurm, horovodrun: those that are there"
+	@echo "make docs-horovod    write docs/horovod.md, the table of Horovod's names"
 	@echo "make horovod         build Horovod for test-launchers          (5 minutes, once)"
+	@echo "make test-gpu        kernels and exchange on a GPU; installs nothing, needs no mpirun"
+	@echo "make bench-gpu       kernels beside the GPU's copies, steps beside its copy engines"
 	@echo "make sanitize        the C++ tests under ASan, UBSan and TSan"
 	@echo "make lint            formatting, types, layers, clang-tidy, spelling"
 	@echo "make format          format all sources"
@@ -96,6 +117,11 @@ $(DONE)/test: requirements/test.txt | $(DONE)/base
 	$(PIP) -r $<
 	@touch $@
 
+$(DONE)/tensorflow: requirements/tensorflow.txt | $(DONE)/base
+	@echo "== installing TensorFlow"
+	$(PIP) -r $<
+	@touch $@
+
 $(DONE)/lint: requirements/lint.txt | $(DONE)/base
 	@echo "== installing the linters"
 	$(PIP) -r $<
@@ -125,6 +151,9 @@ bench: $(DONE)/extension
 bench-training: $(DONE)/extension
 	$(BIN)/python benchmarks/training_step.py $(BENCH_ARGS)
 
+bench-keras: $(DONE)/extension $(DONE)/tensorflow
+	$(BIN)/python benchmarks/keras_step.py $(BENCH_ARGS)
+
 bench-choices: $(DONE)/extension
 	$(BIN)/python benchmarks/choices.py $(BENCH_ARGS)
 
@@ -135,38 +164,71 @@ bench-control: $(DONE)/extension
 
 test:
 	@rm -rf $(LOGS)
-	@for suite in cpp unit mpi scenarios hosts; do \
+	@for suite in cpp unit mpi tf no-mpi scenarios timed hosts; do \
 	  $(MAKE) --no-print-directory test-$$suite || break; \
 	done; \
 	$(BIN)/python tests/summary.py $(LOGS) \
-	  cpp unit $(WORLDS:%=mpi-%) $(SPLITS:%=mpi-%) scenarios hosts
+	  cpp cpp-lazy unit $(WORLDS:%=mpi-%) $(SPLITS:%=mpi-%) $(TF_WORLDS:%=tf-%) $(TF_SPLITS:%=tf-%) \
+	  $(NO_MPI_WORLDS:%=no-mpi-%) $(NO_MPI_WORLDS:%=no-mpi-mapped-%) scenarios timed hosts
 
 # $(call cpp_tests,folder,options): configures and builds the C++ tests.
-cpp_tests = $(BIN)/cmake -S csrc -B $(1) -G Ninja -DHVD_BACKUP_PYTHON=OFF $(2) >$(1).log && \
-  $(BIN)/cmake --build $(1) --target hvd_backup_tests --parallel $(NINJA_JOBS)
+cpp_tests = $(BIN)/cmake -S csrc -B $(1) -G Ninja $(2) >$(1).log && \
+  $(BIN)/cmake --build $(1) --target hvd_backup_tests hvd_backup_lazy_tests --parallel $(NINJA_JOBS)
 
-test-cpp: $(DONE)/build
-	@mkdir -p build $(LOGS)
-	@$(call cpp_tests,build/tests)
-	build/tests/hvd_backup_tests '$(CASE)' | tee $(LOGS)/cpp.log
+# In the extension's build folder: what both have in common is compiled once.
+test-cpp: BUILT = $$($(BIN)/python -c 'import sys; print("build/cmake-" + sys.implementation.cache_tag)')
+test-cpp: $(DONE)/extension
+	@mkdir -p $(LOGS)
+	@built=$(BUILT); $(call cpp_tests,$$built)
+	$(BUILT)/hvd_backup_tests '$(CASE)' | tee $(LOGS)/cpp.log
+	$(BUILT)/hvd_backup_lazy_tests | tee $(LOGS)/cpp-lazy.log
 
 test-unit: $(DONE)/extension $(DONE)/test
 	@mkdir -p $(LOGS)
-	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS) | tee $(LOGS)/unit.log
+	$(BIN)/python -m pytest tests/unit -n 2 $(PYTEST_ARGS) | tee $(LOGS)/unit.log
+
+# $(call mpi_tests,worlds,folder,name of the logs)
+mpi_tests = for world in $(1); do \
+  size=$${world%x*} node_size=; \
+  case $$world in *x*) node_size=$${world\#*x};; esac; \
+  echo "== $(2): a world of $$size$${node_size:+ in nodes of $$node_size}"; \
+  HVD_BACKUP_NODE_SIZE=$$node_size mpirun -n $$size $(BIN)/python -m pytest --color=no \
+    --with-mpi -m mpi $(2) $(PYTEST_ARGS) </dev/null | tee $(LOGS)/$(3)-$$world.log; \
+done
 
 test-mpi: $(DONE)/extension $(DONE)/test
 	@mkdir -p $(LOGS)
-	@for world in $(WORLDS) $(SPLITS); do \
-	  size=$${world%x*} node_size=; \
-	  case $$world in *x*) node_size=$${world#*x};; esac; \
-	  echo "== a world of $$size$${node_size:+ in nodes of $$node_size}"; \
-	  HVD_BACKUP_NODE_SIZE=$$node_size mpirun -n $$size $(BIN)/python -m pytest --color=no \
-	    --with-mpi -m mpi tests/mpi $(PYTEST_ARGS) </dev/null | tee $(LOGS)/mpi-$$world.log; \
+	@$(call mpi_tests,$(WORLDS) $(SPLITS),tests/mpi,mpi)
+
+test-tf: $(DONE)/extension $(DONE)/test $(DONE)/tensorflow
+	@mkdir -p $(LOGS)
+	@$(call mpi_tests,$(TF_WORLDS),tests/mpi_tf,tf)
+	@$(call mpi_tests,$(TF_SPLITS),tests/mpi_tf/test_training.py -k replicas,tf)
+
+# Those of the tests under mpirun that have to do with communicators or, on the two ways that
+# gradients on GPUs take, with gradients.
+test-no-mpi: $(DONE)/extension $(DONE)/test
+	@mkdir -p $(LOGS)
+	@for size in $(NO_MPI_WORLDS); do \
+	  echo "== a world of $$size without MPI"; \
+	  $(BIN)/hvd-backup run --no-mpi -np $$size -- $(BIN)/python -m pytest --color=no \
+	    -p no:pytest_mpi -m mpi \
+	    --staged $(NO_MPI_FILES:%=tests/mpi/test_%.py) $(PYTEST_ARGS) | tee $(LOGS)/no-mpi-$$size.log; \
+	  echo "== and with gradients in memory that all ranks map"; \
+	  $(BIN)/hvd-backup run --no-mpi -np $$size -- $(BIN)/python -m pytest --color=no \
+	    -p no:pytest_mpi -m mpi --mapped $(MAPPED_FILES:%=tests/mpi/test_%.py) $(PYTEST_ARGS) | \
+	    tee $(LOGS)/no-mpi-mapped-$$size.log; \
 	done
 
-test-scenarios: $(DONE)/extension $(DONE)/test
+# Two files at a time: a scenario mostly waits. What measures times has the machine for itself.
+test-scenarios: $(DONE)/extension $(DONE)/test $(DONE)/tensorflow
 	@mkdir -p $(LOGS)
-	$(BIN)/python -m pytest tests/scenarios $(PYTEST_ARGS) | tee $(LOGS)/scenarios.log
+	$(BIN)/python -m pytest tests/scenarios -m 'not timed' -n 2 --dist loadfile $(PYTEST_ARGS) | \
+	  tee $(LOGS)/scenarios.log
+
+test-timed: $(DONE)/extension $(DONE)/test
+	@mkdir -p $(LOGS)
+	$(BIN)/python -m pytest tests/scenarios -m timed $(PYTEST_ARGS) | tee $(LOGS)/timed.log
 
 test-hosts: $(DONE)/extension $(DONE)/test
 	@mkdir -p $(LOGS)
@@ -186,14 +248,26 @@ other-mpis: $(DONE)/extension
 horovod: $(DONE)/extension
 	tests/launchers/build_horovod.sh
 
+# Also where there is no package registry and no mpirun: with the Python that is found, in place.
+test-gpu:
+	$(PYTHON) tests/gpu/run.py test
+
+bench-gpu:
+	$(PYTHON) tests/gpu/run.py bench $(BENCH_ARGS)
+
 # TSan needs the addresses that programs had before kernels moved them about so widely.
 sanitize: $(DONE)/build
 	@mkdir -p build
-	@$(call cpp_tests,build/address,-DHVD_BACKUP_SANITIZE=address)
+	@$(call cpp_tests,build/address,-DHVD_BACKUP_PYTHON=OFF -DHVD_BACKUP_SANITIZE=address)
 	UBSAN_OPTIONS=print_stacktrace=1 build/address/hvd_backup_tests --limit 300 '$(CASE)'
-	@$(call cpp_tests,build/thread,-DHVD_BACKUP_SANITIZE=thread)
+	@$(call cpp_tests,build/thread,-DHVD_BACKUP_PYTHON=OFF -DHVD_BACKUP_SANITIZE=thread)
 	TSAN_OPTIONS=halt_on_error=1 $$(command -v setarch >/dev/null && echo setarch -R) \
 	  build/thread/hvd_backup_tests --limit 300 '$(CASE)'
+
+# ---- docs ---------------------------------------------------------------------------------------
+
+docs-horovod: $(DONE)/base
+	$(BIN)/python docs/horovod_table.py
 
 # ---- lint ---------------------------------------------------------------------------------------
 
