@@ -296,13 +296,15 @@ RoundReport Collective::finish(std::byte* out) {
 }
 
 RoundReport Collective::finish_unstaged(std::byte* out) {
+  // After an error the caller's memory is his own again, and others may be reading it.
   try {
     return finish(out);
+  } catch (const Error& error) {
+    fail(error.what());
+    throw;
   } catch (...) {
-    // The caller's memory is his own again, and others may be reading it for this round.
-    arena_.fail({FailureKind::peer, rank_,
-                 "round " + std::to_string(number_) + ", rank " + std::to_string(rank_) +
-                     ": interrupted while others read its contribution"});
+    fail("round " + std::to_string(number_) + ", rank " + std::to_string(rank_) +
+         ": interrupted while others read its contribution");
     throw;
   }
 }

@@ -30,3 +30,17 @@ TEST_CASE("the input of an all-reduce that was interrupted is not read after the
     CHECK(std::strstr(error.what(), "interrupted") != nullptr);
   }
 }
+
+TEST_CASE("a rank that found another dead amid the round tells the others so") {
+  Setup setup;
+  setup.flats = {{DType::float32, 20'000}};
+  setup.options.remote_reads = true;
+  World world(backup_workers(3, 1), setup);
+  std::vector<std::byte> data = world.contribution(0, 0);
+  world.arrive(2);
+  bury(world.arena(), 2, data.data());
+  CHECK_THROWS_WITH(world[0].allreduce(data.data(), data.data()), PeerFailed,
+                    "round 0, rank 0: rank 2 has died amid the round");
+  CHECK_THROWS_WITH(world[1].arrive(), PeerFailed,
+                    "rank 0 failed: round 0, rank 0: rank 2 has died amid the round");
+}

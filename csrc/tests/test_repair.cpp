@@ -1,7 +1,4 @@
 // Layer engine: helpers that stop amid the work, whose work is done again by the others.
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <cstring>
 #include <functional>
 #include <utility>
@@ -114,11 +111,7 @@ struct Pair {
 
   /// Rank `rank` contributed from private memory, and its process is gone.
   void give_to_the_dead(int rank) {
-    const pid_t child = fork();
-    if (child == 0) _exit(0);
-    waitpid(child, nullptr, 0);
-    arena.member(rank).pid.store(child);
-    arena.entry(0, rank).address.store(reinterpret_cast<std::uintptr_t>(this));
+    bury(arena, rank, this);
     first.begin(0, {0, 1, 2}, true);
   }
 
