@@ -93,7 +93,7 @@ class Board:
         self._met: set[int] = set()  # ranks of this node seen in a set-up since it came there
         self._untold = False  # other nodes have not been told that it is there
         self._told = False  # this rank has raised the failure, or is about to
-        self._raised: weakref.ref[errors.Error] | None = None
+        self._known: weakref.ref[errors.Error] | None = None  # the last error raised or told
 
     def enter_setup(self, text: str, rounds: int) -> None:
         """Note that this rank, after `rounds` rounds, sets up `text` together with all others."""
@@ -127,6 +127,8 @@ class Board:
     def fail(self, error: BaseException) -> None:
         """Let the others' waits end with this rank's error, unless it knows of an earlier one."""
         self._told = True
+        if isinstance(error, errors.Error):
+            self._known = weakref.ref(error)
         self._look()
         if self._failures:
             return
@@ -153,12 +155,12 @@ class Board:
             is_whole = passed_on or rank == self._rank
             of_kind: type[errors.Error] = getattr(errors, kind)
             error = of_kind(text if is_whole else f"rank {rank} failed: {text}")
-        self._raised = weakref.ref(error)
+        self._known = weakref.ref(error)
         raise error
 
-    def has_raised(self, error: BaseException) -> bool:
-        """Whether `check()` has raised this very error."""
-        return self._raised is not None and self._raised() is error
+    def knows(self, error: BaseException) -> bool:
+        """Whether `check()` has raised this very error, or `fail()` has told it."""
+        return self._known is not None and self._known() is error
 
     def is_told(self) -> bool:
         """Whether this rank knows of a failure already."""
@@ -315,8 +317,8 @@ class PartBoard(Board):
     def check(self) -> None:
         self._above.check()
 
-    def has_raised(self, error: BaseException) -> bool:
-        return self._above.has_raised(error)
+    def knows(self, error: BaseException) -> bool:
+        return self._above.knows(error)
 
     def is_told(self) -> bool:
         return self._above.is_told()

@@ -270,7 +270,7 @@ class Exchange:
 
     def _failed(self, error: BaseException) -> BaseException:
         board = self._runtime.board
-        if board.has_raised(error):  # in a wait of this call
+        if board.knows(error):  # from a wait of this call
             return error
         if isinstance(error, errors.PeerFailed) or (
             isinstance(error, errors.Error) and board.is_told()
@@ -282,7 +282,16 @@ class Exchange:
         return error
 
     def _patrol(self) -> list[int]:
-        """What a waiting rank looks at now and then; returns dead ranks."""
+        """What a waiting rank looks at now and then; returns dead ranks.
+
+        An error is on the board before the engine ends the others' waits: they then find its kind.
+        """
+        try:
+            return self._look()
+        except errors.Error as error:
+            raise self._failed(error) from None
+
+    def _look(self) -> list[int]:
         board = self._runtime.board
         board.check()
         board.check_same_call(self._call, self._runtime.rounds)

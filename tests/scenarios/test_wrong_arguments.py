@@ -44,6 +44,10 @@ def cases(request, tmp_path_factory):
         ("known_names_in_another_order", ["name='first'", "name='second'"]),
         ("other_collective_on_one_rank", ["partial_allreduce(float32[4])", "barrier()"]),
         (
+            "other_collective_on_one_rank_while_others_read_private_memory",
+            ["partial_allreduce(float32[200000])", "barrier()"],
+        ),
+        (
             "other_collective_on_one_rank_with_backups",
             ["partial_allreduce(float32[4])", "rank 1 in allgather_object()"],
         ),

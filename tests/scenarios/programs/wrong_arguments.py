@@ -2,6 +2,7 @@
 
 import os
 import time
+from unittest import mock
 
 import numpy as np
 import torch
@@ -9,10 +10,16 @@ from facts import new_world, start, tell
 
 import hvd_backup as hb
 import hvd_backup.torch as hvd
+from hvd_backup.board import Board
 
 RANK, SIZE = start()
 ODD = RANK == 1
 ONES = np.ones(4, np.float32)
+
+
+def fail_slowly(self, error, fail=Board.fail):
+    time.sleep(0.2)
+    fail(self, error)
 
 
 def linear(outputs=2):
@@ -50,6 +57,16 @@ def other_collective_on_one_rank():
         hb.barrier()
     else:
         hb.partial_allreduce(ONES)
+
+
+def other_collective_on_one_rank_while_others_read_private_memory():
+    large = np.ones(200_000, np.float32)
+    hb.partial_allreduce(large)
+    with mock.patch.object(Board, "fail", fail_slowly):
+        if ODD:
+            hb.barrier()
+        else:
+            hb.partial_allreduce(large)
 
 
 def other_collective_on_one_rank_with_backups():
@@ -152,6 +169,7 @@ CASES = [
     name_changes_on_one_rank,
     known_names_in_another_order,
     other_collective_on_one_rank,
+    other_collective_on_one_rank_while_others_read_private_memory,
     other_collective_on_one_rank_with_backups,
     known_names_in_another_order_with_backups_then_a_barrier,
     other_options_on_one_rank,
