@@ -6,7 +6,8 @@ How a sample is taken, the same for every path:
   from the first rank's first call to the last rank's return from its last call, over the calls.
 - The paths take turns, one sample each, round after round, so that noise hits all alike; what is
   reported is the median over the rounds.
-- All private buffers are on huge pages where the system has them, and touched before.
+- Private buffers are arrays as numpy makes them (from 4 MB on, on huge pages where the system has
+  them), and touched before.
 
 Late ranks, the last ones, are busy from before the barrier until the others are done, and only the
 others are timed, from the start of the last of them. A late rank burns a core, or, with
@@ -18,9 +19,7 @@ MPI and gloo need them: a second thread of each makes the calls.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import mmap
 import statistics
 import subprocess
 import threading
@@ -40,8 +39,6 @@ import hvd_backup as hb
 from hvd_backup.exchange import Exchange
 
 Floats = npt.NDArray[np.float32]
-
-HUGE_PAGE = 2 << 20
 
 
 class AllReduce(Protocol):
@@ -277,16 +274,8 @@ def expect(result: Floats, value: float) -> None:
         raise AssertionError(f"expected {value} everywhere, got {result.min()} to {result.max()}")
 
 
-def huge_array(count: int, value: float) -> Floats:
-    """A float32 array on huge pages where the system has them, touched."""
-    memory = mmap.mmap(-1, 4 * count + HUGE_PAGE)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    everything = np.frombuffer(memory, dtype=np.uint8)
-    start = -everything.ctypes.data % HUGE_PAGE
-    array = everything[start : start + 4 * count].view(np.float32)
-    array.fill(value)
-    return array
+def floats(count: int, value: float) -> Floats:
+    return np.full(count, value, np.float32)
 
 
 def counter() -> Iterator[int]:
@@ -322,14 +311,14 @@ def measure(
 ) -> None:
     rounds, target_s = effort(nbytes, args.quick)
     exchange = Exchange([("float32", nbytes // 4)], backup_workers=late, name=f"{nbytes} {late}")
-    src, dst = huge_array(nbytes // 4, comm.rank + 1), huge_array(nbytes // 4, 0)
+    src, dst = floats(nbytes // 4, comm.rank + 1), floats(nbytes // 4, 0)
     paths: list[AllReduce] = [
         InPlace(exchange, comm.rank),
         EndToEnd(exchange, src, dst),
         MpiAllreduce(comm, src, dst),
     ]
     if args.gloo:
-        paths.append(Gloo(huge_array(nbytes // 4, 0), comm.size))
+        paths.append(Gloo(floats(nbytes // 4, 0), comm.size))
     # A late rank loads nothing during a sample: what it missed must fit into the window.
     most = max(1, min(32, exchange.options.window // 2)) if late else 1000
     measurement = Measurement(comm, flags, sequence, late, most, sleeps=args.late_sleeps)

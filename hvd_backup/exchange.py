@@ -92,7 +92,7 @@ class Exchange:
             exchange = this()
             return exchange._patrol() if exchange is not None else []  # noqa: SLF001
 
-        segment = world.places.shared_segment(spec.bytes)
+        segment = world.places.shared_segment(spec.bytes, spec.own_part)
         internode = world.internode
         if internode is not None:
             internode.serve(world.exchanges, segment, spec, self.options, add=add)

@@ -47,13 +47,16 @@ class Places:
         """Whether there are several nodes."""
         return self.cross_size > 1
 
-    def shared_segment(self, nbytes: int) -> _core.Segment:
-        """Memory shared by the ranks of this node, zeroed. Raises on all ranks if on one."""
+    def shared_segment(self, nbytes: int, own: tuple[int, int] = (0, 0)) -> _core.Segment:
+        """Memory shared by the ranks of this node, zeroed. Raises on all ranks if on one.
+
+        `own` is the part, from one byte to before another, that only this rank uses.
+        """
         made: _core.Segment | None = None
         path, problem = "", ""
         if self.local_rank == 0:
             try:
-                made = _core.Segment.create(nbytes)
+                made = _core.Segment.create(nbytes, own)
                 path = made.path
             except errors.Error as error:
                 problem = str(error)

@@ -2,7 +2,6 @@
 // chooses. Prints a line per case: medians, and by which factor the chosen way is faster.
 //
 //   choices [bytes]   largest size, 100 MiB unless told
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,13 +17,13 @@
 #include "device/mean.hpp"
 #include "device/mean_kernels.hpp"
 #include "engine/reduction.hpp"
+#include "memory/pages.hpp"
 #include "memory/remote.hpp"
 #include "memory/segment.hpp"
 
 namespace hvd_backup {
 namespace {
 
-constexpr std::size_t kPage = 4096;
 constexpr int kSamples = 15;
 
 double micros(const std::function<void()>& call, std::size_t calls) {
@@ -54,26 +53,12 @@ void compare(const std::string& title, std::size_t calls, const std::function<vo
               median(b) / median(a));
 }
 
-/// Page-aligned floats, all 1, on huge pages where the system has them.
-class Floats {
- public:
-  explicit Floats(std::size_t bytes)
-      : data_(static_cast<std::byte*>(std::aligned_alloc(kHugePage, rounded(bytes + kPage)))) {
-    madvise(data_, rounded(bytes + kPage), MADV_HUGEPAGE);
-    std::fill_n(reinterpret_cast<float*>(data_), bytes / sizeof(float), 1.0F);
-  }
-  Floats(const Floats&) = delete;
-  Floats& operator=(const Floats&) = delete;
-  ~Floats() { std::free(data_); }
-  std::byte* data() const { return data_; }
-
- private:
-  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
-  static std::size_t rounded(std::size_t bytes) {
-    return (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  }
-  std::byte* data_;
-};
+/// Floats, all 1, and room for a page after them.
+Pages ones(std::size_t bytes) {
+  Pages pages(bytes + kPage);
+  std::fill_n(reinterpret_cast<float*>(pages.data()), bytes / sizeof(float), 1.0F);
+  return pages;
+}
 
 std::string size_text(std::size_t bytes) {
   return bytes >> 20 != 0 ? std::to_string(bytes >> 20) + " MiB"
@@ -98,9 +83,9 @@ void mean_of_blocks(const std::array<const std::byte*, 2>& from, std::size_t cou
 }
 
 void compare_means(std::size_t bytes) {
-  const Floats a(bytes);
-  const Floats b(bytes);
-  const Floats out(bytes);
+  const Pages a = ones(bytes);
+  const Pages b = ones(bytes);
+  const Pages out = ones(bytes);
   const std::array<Operand, 2> operands{Operand{a.data(), 1}, Operand{b.data(), 1}};
   const std::size_t count = bytes / sizeof(float);
   compare(
@@ -113,8 +98,8 @@ void compare_means(std::size_t bytes) {
 }
 
 void compare_copies(std::size_t bytes, std::size_t offset) {
-  const Floats from(bytes);
-  const Floats to(bytes);
+  const Pages from = ones(bytes);
+  const Pages to = ones(bytes);
   compare(
       "copy of " + size_text(bytes) + ", " + std::to_string(offset) +
           " B apart in the page: own loop | memcpy",
@@ -135,6 +120,20 @@ void compare_receives(std::size_t bytes, std::size_t offset) {
       "receive " + size_text(bytes) + ": alike in its page | " + std::to_string(offset) +
           " B apart",
       16, [&] { receive(0); }, [&] { receive(offset); });
+}
+
+/// The same, from the slot of a rank that is alone on its node.
+void compare_sources(std::size_t bytes) {
+  const Pages own = ones(bytes);
+  const Segment shared = Segment::create(bytes);
+  std::memset(shared.data(), 1, bytes);
+  const Pages to(bytes);
+  const auto receive = [&](const std::byte* from) {
+    read_remote(getpid(), reinterpret_cast<std::uintptr_t>(from), to.data(), bytes);
+  };
+  compare(
+      "receive " + size_text(bytes) + ": from huge pages | from shared memory", 16,
+      [&] { receive(own.data()); }, [&] { receive(shared.data()); });
 }
 
 /// What an optimizer pays until it has read the result once.
@@ -180,6 +179,7 @@ int main(int argc, char** argv) {
     compare_copies(std::size_t{64} << 10, offset);
   }
   compare_receives(std::size_t{512} << 10, 16);
+  compare_sources(std::size_t{256} << 10);
   compare_results(largest);
   return 0;
 }

@@ -232,7 +232,8 @@ const std::byte* Interchange::sum(std::size_t chunk) const {
 void Interchange::finish() {
   active_ = false;
   Outbox outbox = exchange_.take_outbox();
-  if (!outbox.is_empty()) sent_.push_back({next_, std::move(outbox)});
+  outbox.is_empty() ? exchange_.take_back(std::move(outbox))
+                    : sent_.push_back({next_, std::move(outbox)});
   RoundControl& round = arena_.round(next_);
   publish_buffer(round.published, next_, buffer_);
   ++next_;
@@ -244,7 +245,10 @@ void Interchange::finish() {
 bool Interchange::flush() {
   bool moved = false;
   for (Sent& sent : sent_) moved = sent.outbox.flush(data_) || moved;
-  while (!sent_.empty() && sent_.front().outbox.is_empty()) sent_.pop_front();
+  while (!sent_.empty() && sent_.front().outbox.is_empty()) {
+    exchange_.take_back(std::move(sent_.front().outbox));
+    sent_.pop_front();
+  }
   const RoundNumber released = sent_.empty() ? next_ : sent_.front().round;
   std::atomic<std::uint64_t>& mine = arena_.service().released;
   if (mine.load(std::memory_order_relaxed) != released) {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "device/mean.hpp"
+#include "engine/reduction.hpp"
 
 namespace hvd_backup {
 namespace {
@@ -11,10 +12,6 @@ namespace {
 // What an owner holds of sums that it cannot add yet.
 constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
 constexpr std::size_t kLeastDepth = 2;  // one is received while another is added
-
-// What is received lies in its page as what is sent does in its own: where they differ by a few
-// bytes, the kernel's copy (rep movsb) takes far longer on Zen 3 and 4: `make bench-choices`.
-constexpr std::size_t kPage = 4096;
 
 constexpr std::uint32_t kChannels = 8192;  // that have tags of their own
 
@@ -59,7 +56,7 @@ void SumExchange::begin(std::vector<int> givers, RoundNumber number, int buffer)
   next_sum_ = expected_ = reduced_ = 0;
   sums_.clear();
   results_.clear();
-  results_out_ = Outbox(nodes_);
+  results_out_ = Outbox(nodes_, memory_for_results());
   for (std::size_t place = 0; place < givers_.size(); ++place) {
     if (givers_[place] == node_) continue;
     if (gives()) sums_.push_back({place, {}, 0});
@@ -68,7 +65,7 @@ void SumExchange::begin(std::vector<int> givers, RoundNumber number, int buffer)
   expect_results();
   const std::size_t row = std::max<std::size_t>(1, sums_.size() * arena_.spec().chunk_bytes * 2);
   depth_ = std::min(owned(), std::max(kLeastDepth, kStagingBytes / row));
-  staging_.resize(depth_ * row + kPage);
+  if (staging_.size() < depth_ * row) staging_ = Pages(depth_ * row);
 }
 
 bool SumExchange::step(const Source& sum) {
@@ -117,11 +114,26 @@ std::size_t SumExchange::result_bytes(const Chunk& chunk) const {
   return chunk.count * size_of(dtype(chunk));
 }
 
-// The sum of the i-th owned chunk that comes from the node of this inbox.
+// The sum of the i-th owned chunk that comes from the node of this inbox. It lies in its page as
+// what is sent does in its own: where they differ by a few bytes, the kernel's copy (rep movsb)
+// takes far longer on Zen 3 and 4: `make bench-choices`.
 std::byte* SumExchange::received(std::size_t i, std::size_t inbox) {
   const std::size_t place = i % depth_ * sums_.size() + inbox;
-  const auto start = reinterpret_cast<std::uintptr_t>(staging_.data());
-  return staging_.data() + (kPage - start % kPage) + place * arena_.spec().chunk_bytes * 2;
+  return staging_.data() + place * arena_.spec().chunk_bytes * 2;
+}
+
+// The i-th owned chunk of the result, for the other nodes.
+std::byte* SumExchange::outgoing(std::size_t i) {
+  const std::size_t in_page = arena_.chunks()[owned_chunk(i)].offset % kPage;
+  return results_out_.memory() + i * (arena_.spec().chunk_bytes + kPage) + in_page;
+}
+
+Pages SumExchange::memory_for_results() {
+  const std::size_t bytes = owned() * (arena_.spec().chunk_bytes + kPage);
+  if (spare_.empty()) return bytes == 0 ? Pages() : Pages(bytes);
+  Pages memory = std::move(spare_.back());
+  spare_.pop_back();
+  return memory.size() < bytes ? Pages(bytes) : std::move(memory);
 }
 
 void SumExchange::expect_results() {
@@ -184,7 +196,7 @@ void SumExchange::reduce_chunk(std::size_t i, const std::byte* own, double weigh
     operands_.push_back(received(i, k));
   }
   if (operands_.size() < givers_.size()) operands_.push_back(own);
-  std::byte* to = result_ + chunk.offset;
+  std::byte* to = outgoing(i);
   if (weight == 0) {
     std::fill_n(to, result_bytes(chunk), std::byte{0});
   } else {
@@ -194,6 +206,8 @@ void SumExchange::reduce_chunk(std::size_t i, const std::byte* own, double weigh
     if (node == node_) continue;
     results_out_.add(node, data_.send_synchronously(node, result_tag_, to, result_bytes(chunk)));
   }
+  const bool stream = arena_.contribution_bytes() >= kStreamFrom;
+  copy_bytes(result_ + chunk.offset, to, result_bytes(chunk), stream);
   mark(owned_chunk(i));
 }
 

@@ -4,9 +4,11 @@
 #include <deque>
 #include <functional>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "memory/arena.hpp"
+#include "memory/pages.hpp"
 #include "transport/data.hpp"
 
 namespace hvd_backup {
@@ -19,12 +21,17 @@ class Outbox {
   bool flush(DataTransport& data);
   bool is_empty() const;
 
-  explicit Outbox(int nodes) : to_(index(nodes)) {}
+  explicit Outbox(int nodes, Pages memory = {}) : to_(index(nodes)), memory_(std::move(memory)) {}
+
+  /// What the messages are in.
+  std::byte* memory() const { return memory_.data(); }
+  Pages take_memory() { return std::move(memory_); }
 
  private:
   static std::size_t index(int node) { return static_cast<std::size_t>(node); }
 
   std::vector<std::deque<DataTransport::Transfer>> to_;  // by node
+  Pages memory_;
 };
 
 /// The data of one sealed round between the nodes: a direct reduce-scatter and all-gather, chunk by
@@ -57,6 +64,8 @@ class SumExchange {
 
   /// Results that other nodes have yet to take.
   Outbox take_outbox();
+  /// They have taken them: its memory is used again.
+  void take_back(Outbox outbox) { spare_.push_back(outbox.take_memory()); }
 
  private:
   struct Inbox {
@@ -72,6 +81,8 @@ class SumExchange {
   std::size_t sum_bytes(const Chunk& chunk) const;
   std::size_t result_bytes(const Chunk& chunk) const;
   std::byte* received(std::size_t i, std::size_t inbox);
+  std::byte* outgoing(std::size_t i);
+  Pages memory_for_results();
   void expect_results();
   void expect_sums();
   bool send_sums(const Source& sum);
@@ -101,7 +112,8 @@ class SumExchange {
   Outbox sums_out_;
   Outbox results_out_;
   std::size_t depth_ = 1;  // owned chunks that are received at a time
-  std::vector<std::byte> staging_;
+  Pages staging_;
+  std::vector<Pages> spare_;
   std::vector<const std::byte*> operands_;
 };
 

@@ -10,10 +10,10 @@ namespace hvd_backup {
 namespace {
 
 constexpr std::size_t kLine = 64;
-constexpr std::size_t kPage = 4096;
 constexpr std::size_t kTextBytes = 480;
 
-std::size_t round_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
+// A smaller slot would waste most of a huge page.
+constexpr std::size_t kOwnFrom = kHugePage / 2;
 
 std::size_t index(int i) { return static_cast<std::size_t>(i); }
 
@@ -28,6 +28,16 @@ struct Arena::Header {
 };
 
 std::size_t Arena::bytes(const ArenaSpec& spec) { return Arena(spec, nullptr).offsets_.end; }
+
+Range Arena::own_part(const ArenaSpec& spec) {
+  const Arena arena(spec, nullptr);
+  if (!arena.owns_its_slot()) return {};
+  return {arena.offsets_.slots, arena.offsets_.results};
+}
+
+bool Arena::owns_its_slot() const {
+  return is_part() && ranks_.size() == 1 && slot_stride_ >= kOwnFrom;
+}
 
 Arena::Arena(const ArenaSpec& spec, std::byte* memory)
     : spec_(spec), memory_(memory), ranks_(spec.ranks), local_(index(spec.world), -1) {
@@ -80,8 +90,9 @@ Arena::Offsets Arena::place() const {
   at.entries = take(records * world * kLine, kLine);
   at.controls = take(buffers * sizeof(ResultControl), kLine);
   at.flags = take(buffers * chunks_.size() * sizeof(std::uint64_t), kLine);
-  at.slots = take(ranks_.size() * slot_stride_, kPage);
-  at.results = take(buffers * result_stride_, kPage);
+  const std::size_t page = owns_its_slot() ? kHugePage : kPage;
+  at.slots = take(ranks_.size() * slot_stride_, page);
+  at.results = take(buffers * result_stride_, page);
   at.end = end;
   return at;
 }

@@ -11,6 +11,7 @@
 #include "base/dtype.hpp"
 #include "base/types.hpp"
 #include "memory/futex.hpp"
+#include "memory/pages.hpp"
 #include "memory/shared_state.hpp"
 #include "protocol/round_ledger.hpp"
 
@@ -112,6 +113,10 @@ class Arena {
   /// Bytes that an arena of this spec needs.
   static std::size_t bytes(const ArenaSpec& spec);
 
+  /// What no other process than the rank's own touches: the slot of a rank that is alone on its
+  /// node, if it is large.
+  static Range own_part(const ArenaSpec& spec);
+
   Arena(const ArenaSpec& spec, std::byte* memory);
 
   const ArenaSpec& spec() const { return spec_; }
@@ -169,6 +174,7 @@ class Arena {
   int writers() const { return is_part() ? 1 : spec_.world; }
   std::size_t record(RoundNumber number) const;
   Offsets place() const;
+  bool owns_its_slot() const;
 
   ArenaSpec spec_;
   std::byte* memory_;

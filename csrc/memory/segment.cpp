@@ -19,6 +19,8 @@ namespace {
 // So few pages are mapped again in less time than it takes to look which were written.
 constexpr std::size_t kFewPages = 64;
 
+std::size_t page_size() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+
 /// Entries of /proc/self/pagemap, a word per page (Linux: admin-guide/mm/pagemap.rst).
 class PageMap {
  public:
@@ -29,12 +31,11 @@ class PageMap {
     if (fd_ >= 0) close(fd_);
   }
 
-  static std::size_t page() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
-
   /// Fills `entries`, one per page from `data` on. False where the kernel does not show them.
   bool read(const std::byte* data, std::vector<std::uint64_t>& entries) const {
     const std::size_t bytes = entries.size() * sizeof(std::uint64_t);
-    const std::size_t offset = reinterpret_cast<std::uintptr_t>(data) / page() * sizeof entries[0];
+    const std::size_t offset =
+        reinterpret_cast<std::uintptr_t>(data) / page_size() * sizeof entries[0];
     return fd_ >= 0 && pread(fd_, entries.data(), bytes, checked_cast<off_t>(offset)) ==
                            checked_cast<ssize_t>(bytes);
   }
@@ -50,11 +51,53 @@ class PageMap {
   int fd_;
 };
 
+/// Addresses for so many bytes, from a huge page on, where nothing is mapped yet; or nullptr.
+std::byte* reserve(std::size_t bytes) {
+  const std::size_t room = round_up(bytes, page_size());
+  void* const mapped =
+      mmap(nullptr, room + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  auto* const first = static_cast<std::byte*>(mapped);
+  const std::size_t unaligned = reinterpret_cast<std::uintptr_t>(first) % kHugePage;
+  const std::size_t before = unaligned == 0 ? 0 : kHugePage - unaligned;
+  if (before > 0) munmap(first, before);
+  if (before < kHugePage) munmap(first + before + room, kHugePage - before);
+  return first + before;
+}
+
+/// Maps part of reserved addresses: the same part of a file, or memory of this process if fd is -1.
+bool map_part(std::byte* data, Range part, int fd) {
+  if (part.is_empty()) return true;
+  const int flags = MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+  return mmap(data + part.begin, part.end - part.begin, PROT_READ | PROT_WRITE, flags, fd,
+              fd < 0 ? 0 : checked_cast<off_t>(part.begin)) != MAP_FAILED;
+}
+
+/// Maps a file as a whole but for `own`; or nullptr.
+std::byte* map_around(Range own, int fd, std::size_t bytes) {
+  std::byte* const data = reserve(bytes);
+  if (data == nullptr) return nullptr;
+  if (!map_part(data, {0, own.begin}, fd) || !map_part(data, own, -1) ||
+      !map_part(data, {own.end, bytes}, fd)) {
+    const int errnum = errno;
+    munmap(data, bytes);
+    errno = errnum;
+    return nullptr;
+  }
+  advise_huge_pages(data + own.begin, own.end - own.begin);
+  return data;
+}
+
+std::byte* map_all(int fd, std::size_t bytes) {
+  void* const data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  return data == MAP_FAILED ? nullptr : static_cast<std::byte*>(data);
+}
+
 std::string in_mib(std::size_t bytes) { return std::to_string((bytes >> 20) + 1) + " MiB"; }
 
 }  // namespace
 
-Segment Segment::create(std::size_t bytes) {
+Segment Segment::create(std::size_t bytes, Range own) {
   const int fd = memfd_create("hvd_backup", MFD_CLOEXEC);
   if (fd < 0) fail("cannot create shared memory", errno);
   Segment segment(fd, bytes);  // owns fd from here on
@@ -62,12 +105,11 @@ Segment Segment::create(std::size_t bytes) {
   if (ftruncate(fd, checked_cast<off_t>(bytes)) != 0) {
     fail("cannot size shared memory to " + in_mib(bytes), errno);
   }
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (data == MAP_FAILED) {
+  segment.data_ = own.is_empty() ? map_all(fd, bytes) : map_around(own, fd, bytes);
+  if (segment.data_ == nullptr) {
     fail("cannot map " + in_mib(bytes) + " of shared memory; lower window= or raise the limit",
          errno);
   }
-  segment.data_ = static_cast<std::byte*>(data);
   return segment;
 }
 
@@ -79,9 +121,8 @@ Segment Segment::open(const std::string& path, std::size_t bytes) {
          errno);
   }
   Segment segment(fd, bytes);
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (data == MAP_FAILED) fail("cannot map " + in_mib(bytes) + " of shared memory", errno);
-  segment.data_ = static_cast<std::byte*>(data);
+  segment.data_ = map_all(fd, bytes);
+  if (segment.data_ == nullptr) fail("cannot map " + in_mib(bytes) + " of shared memory", errno);
   return segment;
 }
 
@@ -126,7 +167,7 @@ PrivateView::~PrivateView() {
 }
 
 void PrivateView::reset() {
-  const std::size_t pages = (size_ + PageMap::page() - 1) / PageMap::page();
+  const std::size_t pages = (size_ + page_size() - 1) / page_size();
   if (pages <= kFewPages) return forget(0, pages);
   const PageMap map;
   entries_.resize(pages);
@@ -140,7 +181,7 @@ void PrivateView::reset() {
 }
 
 void PrivateView::forget(std::size_t first_page, std::size_t pages) {
-  const std::size_t page = PageMap::page();
+  const std::size_t page = page_size();
   if (madvise(data_ + first_page * page, pages * page, MADV_DONTNEED) != 0) {
     fail("cannot reset a private view", errno);
   }

@@ -5,15 +5,18 @@
 #include <string>
 #include <vector>
 
+#include "memory/pages.hpp"
+
 namespace hvd_backup {
 
 /// Memory shared by the ranks of a node. It has no name that could outlive the ranks: the kernel
 /// frees it when the last of them ends, however it ends.
 class Segment {
  public:
-  /// Zeroed memory that other processes can open by path().
+  /// Zeroed memory that other processes can open by path(). What this one writes to `own` they do
+  /// not see; that part is on huge pages where the system has them.
   /// Throws SystemError, with the size, when there is not enough of it.
-  static Segment create(std::size_t bytes);
+  static Segment create(std::size_t bytes, Range own = {});
   /// Maps what another process created.
   static Segment open(const std::string& path, std::size_t bytes);
 

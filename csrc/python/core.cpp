@@ -269,6 +269,11 @@ void bind_collective(py::module_& m) {
            py::arg("ranks") = std::vector<int>{}, py::kw_only(), py::arg("device_flats") = 0,
            py::arg("device_chunk_bytes") = std::size_t{16} << 20)
       .def_property_readonly("bytes", &Arena::bytes)
+      .def_property_readonly("own_part",
+                             [](const ArenaSpec& spec) {
+                               const Range own = Arena::own_part(spec);
+                               return std::make_pair(own.begin, own.end);
+                             })
       .def_property_readonly("buffers", [](const ArenaSpec& spec) { return spec.buffers; })
       .def_property_readonly("device_bytes", [](const ArenaSpec& spec) {
         return Arena(spec, nullptr).device_bytes();

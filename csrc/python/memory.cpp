@@ -22,7 +22,12 @@ namespace {
 
 void bind_segments(py::module_& m) {
   py::class_<Segment, std::shared_ptr<Segment>>(m, "Segment")
-      .def_static("create", &Segment::create, py::arg("bytes"))
+      .def_static(
+          "create",
+          [](std::size_t bytes, std::pair<std::size_t, std::size_t> own) {
+            return Segment::create(bytes, {own.first, own.second});
+          },
+          py::arg("bytes"), py::arg("own") = std::pair<std::size_t, std::size_t>{})
       .def_static("open", &Segment::open, py::arg("path"), py::arg("bytes"))
       .def_property_readonly("path", &Segment::path)
       .def_property_readonly("size", &Segment::size)

@@ -262,6 +262,33 @@ TEST_CASE("nothing in an arena overlaps anything else, and all is aligned") {
   }
 }
 
+TEST_CASE("an arena's own part is the large slot of a rank that is alone on its node") {
+  ArenaSpec spec;
+  spec.world = 3;
+  spec.ranks = {1};
+  const auto own_part = [&spec](std::size_t floats) {
+    spec.flats = {{DType::float32, floats}};
+    return Arena::own_part(spec);
+  };
+  const std::size_t large = kHugePage / 2 / sizeof(float);
+  for (const std::size_t floats : {large, 3 * large, 4 * large, 5 * large}) {
+    const Range own = own_part(floats);
+    const Memory memory(Arena::bytes(spec));
+    const Arena arena(spec, memory.data());
+    CHECK_EQ(own.begin % kHugePage, 0);
+    CHECK_EQ(own.end % kHugePage, 0);
+    CHECK(arena.slot(1) == memory.data() + own.begin);
+    CHECK(own.begin + arena.contribution_bytes() <= own.end);
+    CHECK(own.end <= arena.result_offset(0));
+  }
+  CHECK(own_part(large / 2).is_empty());
+  spec.ranks = {1, 2};
+  CHECK(own_part(large).is_empty());
+  spec.world = 1;
+  spec.ranks = {};
+  CHECK(own_part(large).is_empty());
+}
+
 TEST_CASE("the ledgers and the failure of an arena share no byte with anything else") {
   for (const ArenaSpec& spec : specs()) {
     const Memory memory(Arena::bytes(spec));

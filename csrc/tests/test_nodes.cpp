@@ -370,6 +370,24 @@ TEST_CASE("what has come of a result is copied out while the rest is on its way"
   });
 }
 
+TEST_CASE("what is done to a result does not reach the nodes that have yet to take it") {
+  World world(backup_workers(3, 1), on_nodes({0, 1, 2}));
+  world.network().data.cut(2);
+  for (int i = 0; i < 3; ++i) {
+    for (const int rank : {0, 1}) world.arrive(rank);
+    for (const int rank : {0, 1}) world.finish(rank);
+    for (const int rank : {0, 1}) {
+      std::memset(const_cast<std::byte*>(world[rank].result()), 0xFF,
+                  world.arena().contribution_bytes());
+    }
+  }
+  world.network().data.connect(2);
+  for (int i = 0; i < 3; ++i) {
+    world[2].skip();
+    CHECK(!world.finish(2).contributed);
+  }
+}
+
 TEST_CASE("random sleeps, skips and private memory on nodes of all sizes leave all with one mean") {
   std::mt19937_64 random(11);
   for (int turn = 0; turn < (kThreadSanitizer ? 4 : 12); ++turn) {

@@ -88,6 +88,24 @@ TEST_CASE("a segment begins as zero, and two mappings of it are one memory") {
   CHECK(mine.data()[0] == byte(3));
 }
 
+TEST_CASE("of a segment's own part others see nothing, and of all the rest everything") {
+  const Range own{kHugePage, 3 * kHugePage};
+  const std::size_t bytes = 3 * kHugePage + 10'000;
+  for (const Range part : {own, Range{0, kHugePage}, Range{own.begin, own.begin}}) {
+    Segment first = Segment::create(bytes, part);
+    const Segment mine = std::move(first);
+    const Segment theirs = Segment::open(mine.path(), bytes);
+    for (std::size_t i = 0; i < bytes; i += 1000) {
+      CHECK(mine.data()[i] == byte(0));
+      mine.data()[i] = byte(7);
+      CHECK(theirs.data()[i] == byte(i >= part.begin && i < part.end ? 0 : 7));
+    }
+    const bool aligned = reinterpret_cast<std::uintptr_t>(mine.data()) % kHugePage == 0;
+    CHECK(part.is_empty() || aligned);
+  }
+  CHECK_THROWS_WITH(Segment::create(std::size_t{1} << 60, own), SystemError, "1099511627777 MiB");
+}
+
 TEST_CASE("a segment lives as long as somebody maps it, and no longer by any name") {
   std::string path;
   Segment moved = [&path] {

@@ -326,4 +326,5 @@ def test_processes_that_ranks_fork_come_and_go(tmp_path, node_size):
     assert run.returncode == 0, str(run)
     facts = [rank[-1] for rank in told(tmp_path, 3)]
     assert [rank["statuses"] for rank in facts] == [[0] * 6] * 3
+    assert [rank["means"] for rank in facts] == [[1, 1, 2, 3]] * 3
     assert len({(rank["digest"], rank["rounds"]) for rank in facts}) == 1

@@ -3,6 +3,8 @@
 import hashlib
 import multiprocessing
 import os
+import signal
+import time
 
 import numpy as np
 import torch
@@ -52,7 +54,17 @@ for _ in range(3):
         opt.step()
     statuses.append(process_of_multiprocessing())
     statuses.append(end_a_process(lambda: os._exit(0)))
+large = np.full(600_000, RANK, np.float32)
+means = [hb.partial_allreduce(large)[0][0].item()]
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+# Beside a process that has all of this one's memory.
+means += [hb.partial_allreduce(factor * large)[0][-1].item() for factor in (1, 2, 3)]
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
 state = hashlib.sha1(b"".join(p.detach().numpy().tobytes() for p in model.parameters()))
-tell(statuses=statuses, digest=state.hexdigest(), rounds=opt.last_round.number + 1)
+tell(statuses=statuses, digest=state.hexdigest(), rounds=opt.last_round.number + 1, means=means)
 value, _ = hb.partial_allreduce(np.ones(3))
 assert value.tolist() == [1.0] * 3
