@@ -127,13 +127,13 @@ def run(
         bool, typer.Option("--prefix", help="With --no-mpi: [rank] before each line of output.")
     ] = False,
     kill_after: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
-            help="With --no-mpi: seconds that the ranks get to end when one has failed, before "
+            help="With --no-mpi: seconds (5) that the ranks get to end when one has failed, before "
             "SIGTERM, and again before SIGKILL.",
         ),
-    ] = 5.0,
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
     command: Annotated[
         list[str] | None, typer.Argument(help="What to run: python train.py --lr 0.1")
@@ -166,8 +166,12 @@ def run(
             runner.check_local(job)
     except ValueError as error:
         fail(str(error), code=2)
+    if not no_mpi and (prefix or kill_after is not None):
+        given = "--prefix" if prefix else "--kill-after"
+        fail(f"{given} goes with --no-mpi; use --mpi-args for mpirun's options", code=2)
     if no_mpi:
-        _run_local(runner.local_environment(job, os.environ), job, prefix, kill_after, dry_run)
+        after = 5.0 if kill_after is None else kill_after
+        _run_local(runner.local_environment(job, os.environ), job, prefix, after, dry_run)
     try:
         mpirun = find_mpirun()
         kind = runner.kind_of(mpirun)

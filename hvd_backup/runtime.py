@@ -300,7 +300,7 @@ def _leave_at_exit() -> None:
         if not hasattr(sys, "last_value"):  # else the traceback has said it
             log.warning(
                 "this process ends with status 1, and without MPI_Finalize, which would wait for "
-                "ever: %s not heard of the failure and left; see whether it hangs or has died, or "
+                "ever: %s not left after the failure; see whether it hangs or has died, or "
                 "raise timeout= if it is only slow",
                 ranks_have(missing),
             )
@@ -319,7 +319,7 @@ def _await_all(world: Runtime) -> list[int]:
     hope = internode.AFTER_FAILURE_S if world.board.has_timed_out() else world.config.timeout
     deadline = time.monotonic() + hope
     while (missing := world.board.not_left()) and time.monotonic() < deadline:
-        if world.board.dead():
+        if set(missing) <= set(world.board.dead()):
             break
         time.sleep(0.01)
     return missing

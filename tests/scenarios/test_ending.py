@@ -17,7 +17,7 @@ def test_the_job_ends_after_a_time_out_though_one_rank_hangs(tmp_path, node_size
     for rank in (0, 1):
         assert "missing rank 2" in ranks[rank][0]["text"], str(run)
     # Who has caught the error is told why the status is 1 all the same.
-    said = "rank 2 has not heard of the failure and left; see whether" in run.stderr
+    said = "rank 2 has not left after the failure; see whether" in run.stderr
     assert said == bool(way), str(run)
 
 
@@ -29,3 +29,13 @@ def test_a_rank_that_failed_does_not_end_the_others_before_they_hear_of_it(tmp_p
     ranks = told(tmp_path, 3)
     for rank in (0, 1):
         assert 'rank 2 failed with KeyError: "a bug' in ranks[rank][0]["text"], str(run)
+
+
+@NODES
+def test_a_rank_that_was_killed_does_not_end_the_others_before_they_have_saved(tmp_path, node_size):
+    env = {"HVD_BACKUP_NODE_SIZE": node_size, "PRTE_MCA_state_base_recoverable": "1"}
+    run = run_ranks(3, PROGRAMS / "slow_to_save.py", tmp_path, env=env, timeout=60)
+    assert run.returncode != 0, str(run)
+    ranks = told(tmp_path, 3)
+    for rank in (0, 2):
+        assert "rank 1 has died" in ranks[rank][0]["text"], str(run)

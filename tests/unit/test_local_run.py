@@ -130,6 +130,13 @@ def test_what_needs_mpirun_is_refused(options, words):
     assert words in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize("option", [["--prefix"], ["--kill-after", "3"]])
+def test_options_of_no_mpi_are_refused_without_it(option):
+    done = CliRunner().invoke(app, ["run", "-np", "2", *option, "--dry-run", "--", "train"])
+    assert done.exit_code == 2
+    assert f"{option[0]} goes with --no-mpi" in done.output
+
+
 def test_a_dry_run_prints_what_every_rank_would_run():
     done = CliRunner().invoke(
         app, ["run", "--no-mpi", "-np", "4", "-b", "1", "--dry-run", "-x", "A=b c", "--", "train"]
