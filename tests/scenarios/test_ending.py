@@ -31,9 +31,8 @@ def test_a_rank_that_failed_does_not_end_the_others_before_they_hear_of_it(tmp_p
         assert 'rank 2 failed with KeyError: "a bug' in ranks[rank][0]["text"], str(run)
 
 
-@NODES
-def test_a_rank_that_was_killed_does_not_end_the_others_before_they_have_saved(tmp_path, node_size):
-    env = {"HVD_BACKUP_NODE_SIZE": node_size, "PRTE_MCA_state_base_recoverable": "1"}
+def test_a_rank_that_was_killed_does_not_end_its_node_before_the_others_have_saved(tmp_path):
+    env = {"PRTE_MCA_state_base_recoverable": "1"}
     run = run_ranks(3, PROGRAMS / "slow_to_save.py", tmp_path, env=env, timeout=60)
     assert run.returncode != 0, str(run)
     ranks = told(tmp_path, 3)
