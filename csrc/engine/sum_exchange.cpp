@@ -124,13 +124,19 @@ std::byte* SumExchange::received(std::size_t i, std::size_t inbox) {
 
 // The i-th owned chunk of the result, for the other nodes.
 std::byte* SumExchange::outgoing(std::size_t i) {
-  const std::size_t in_page = arena_.chunks()[owned_chunk(i)].offset % kPage;
-  return results_out_.memory() + i * (arena_.spec().chunk_bytes + kPage) + in_page;
+  const Chunk& chunk = arena_.chunks()[owned_chunk(i)];
+  if (results_out_.memory() == nullptr) return result_ + chunk.offset;
+  return results_out_.memory() + i * (arena_.spec().chunk_bytes + kPage) + chunk.offset % kPage;
 }
 
 Pages SumExchange::memory_for_results() {
   const std::size_t bytes = owned() * (arena_.spec().chunk_bytes + kPage);
-  if (spare_.empty()) return bytes == 0 ? Pages() : Pages(bytes);
+  if (bytes < kHugeFrom) return {};
+  if (spare_.empty()) {
+    if (apart_ == kMostApart) return {};
+    ++apart_;
+    return Pages(bytes);
+  }
   Pages memory = std::move(spare_.back());
   spare_.pop_back();
   return memory.size() < bytes ? Pages(bytes) : std::move(memory);
@@ -206,8 +212,10 @@ void SumExchange::reduce_chunk(std::size_t i, const std::byte* own, double weigh
     if (node == node_) continue;
     results_out_.add(node, data_.send_synchronously(node, result_tag_, to, result_bytes(chunk)));
   }
-  const bool stream = arena_.contribution_bytes() >= kStreamFrom;
-  copy_bytes(result_ + chunk.offset, to, result_bytes(chunk), stream);
+  if (std::byte* in_window = result_ + chunk.offset; in_window != to) {
+    const bool stream = arena_.contribution_bytes() >= kStreamFrom;
+    copy_bytes(in_window, to, result_bytes(chunk), stream);
+  }
   mark(owned_chunk(i));
 }
 

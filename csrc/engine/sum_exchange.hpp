@@ -23,7 +23,7 @@ class Outbox {
 
   explicit Outbox(int nodes, Pages memory = {}) : to_(index(nodes)), memory_(std::move(memory)) {}
 
-  /// What the messages are in.
+  /// What the messages are in; nullptr: in the window.
   std::byte* memory() const { return memory_.data(); }
   Pages take_memory() { return std::move(memory_); }
 
@@ -65,7 +65,9 @@ class SumExchange {
   /// Results that other nodes have yet to take.
   Outbox take_outbox();
   /// They have taken them: its memory is used again.
-  void take_back(Outbox outbox) { spare_.push_back(outbox.take_memory()); }
+  void take_back(Outbox outbox) {
+    if (outbox.memory() != nullptr) spare_.push_back(outbox.take_memory());
+  }
 
  private:
   struct Inbox {
@@ -73,6 +75,10 @@ class SumExchange {
     std::deque<DataTransport::Transfer> transfers;
     std::size_t taken = 0;
   };
+
+  // Rounds that are on their way while no node is late. Those of a late one are in the window: it
+  // is the user who says how much memory they may take.
+  static constexpr int kMostApart = 2;
 
   bool gives() const { return mine_ >= 0; }
   std::size_t owned() const;
@@ -113,6 +119,7 @@ class SumExchange {
   Outbox results_out_;
   std::size_t depth_ = 1;  // owned chunks that are received at a time
   Pages staging_;
+  int apart_ = 0;  // memories for results, those on their way included
   std::vector<Pages> spare_;
   std::vector<const std::byte*> operands_;
 };

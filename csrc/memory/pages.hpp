@@ -22,11 +22,14 @@ struct Range {
   bool is_empty() const { return begin == end; }
 };
 
+/// Less memory than this does not take a huge page.
+constexpr std::size_t kHugeFrom = std::size_t{128} << 10;
+
 /// Asks for huge pages, which the system may not have: [data, data + bytes) is made of whole ones.
 void advise_huge_pages(std::byte* data, std::size_t bytes) noexcept;
 
-/// Memory of this process, on huge pages where the system has them: another process reads it in
-/// half the time then, `make bench-choices`.
+/// Memory of this process, if it is large on huge pages where the system has them: another process
+/// reads it in half the time then, `make bench-choices`.
 class Pages {
  public:
   Pages() = default;
