@@ -21,7 +21,7 @@ void copy_bytes(int device, void* to, const void* from, std::size_t bytes, cudaM
 }
 
 template <class Kernel>
-__global__ void __launch_bounds__(kernels::kThreads) run(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(kernels::kThreads, 2) run(const __grid_constant__ Kernel kernel) {
   kernel(blockIdx.x, threadIdx.x);
 }
 

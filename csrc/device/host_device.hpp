@@ -10,6 +10,8 @@
 // Arrays stay in registers only if every loop over them is unrolled.
 #if defined(__CUDA_ARCH__)
 #define HVD_UNROLL _Pragma("unroll")
+#define HVD_ROLL _Pragma("unroll 1")  // what is rarely run is to be small
 #else
 #define HVD_UNROLL
+#define HVD_ROLL
 #endif

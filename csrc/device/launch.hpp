@@ -4,10 +4,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <type_traits>
 
 #include "device/copy_kernel.hpp"
+#include "device/divisor.hpp"
 #include "device/sum_kernel.hpp"
 #include "device/tasks.hpp"
 
@@ -43,14 +43,6 @@ void launch_copy(const CopyTask& task, const Grid& grid) {
   });
 }
 
-/// Whether x / total and x * (1 / total) are one number before rounding: both are powers of two,
-/// and far from where those end.
-template <class Wide>
-bool inverse_is_exact(Wide total) {
-  int exponent = 0;
-  return std::frexp(total, &exponent) == Wide{0.5} && std::abs(exponent) < 100;
-}
-
 template <class In, class Out, class Grid>
 void launch_sum_typed(const SumTask& task, const Grid& grid) {
   using Kernel = SumKernel<In, Out>;
@@ -59,8 +51,7 @@ void launch_sum_typed(const SumTask& task, const Grid& grid) {
   Kernel kernel{};
   kernel.out = reinterpret_cast<typename Out::Value*>(task.out);
   kernel.count = task.count;
-  kernel.total = static_cast<Wide>(task.total);
-  kernel.inverse = inverse_is_exact(kernel.total) ? 1 / kernel.total : 0;
+  kernel.total = Divisor<Wide>::of(static_cast<Wide>(task.total));
   kernel.operand_count = static_cast<std::uint32_t>(task.operand_count);
   kernel.aligned = true;
   // A block's first packet is this far from its first element, as kElements is a whole number of

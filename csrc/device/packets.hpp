@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "device/host_device.hpp"
 
@@ -62,10 +63,38 @@ HVD_HOST_DEVICE Packet<Value, N> load_packet(const Value* from) {
   }
 }
 
+#if defined(__CUDA_ARCH__)
+// In words of PTX, as the compiler may part the store of an array, and does so after a branch.
+__device__ inline void store_words(uint4* to, uint4 x) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
+               : "memory");
+}
+__device__ inline void store_words(uint2* to, uint2 x) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(x.x), "r"(x.y) : "memory");
+}
+__device__ inline void store_words(std::uint32_t* to, std::uint32_t x) { *to = x; }
+
+template <std::size_t kBytes>
+using Words =
+    std::conditional_t<kBytes == 4, std::uint32_t, std::conditional_t<kBytes == 8, uint2, uint4>>;
+#endif
+
 /// `to` is aligned, as split_for() has seen to.
 template <std::uint32_t N, class Value>
 HVD_HOST_DEVICE void store_packet(Value* to, const Packet<Value, N>& packet) {
+#if defined(__CUDA_ARCH__)
+  using Word = Words<sizeof packet>;
+  static_assert(sizeof packet % sizeof(Word) == 0);
+  HVD_UNROLL
+  for (std::size_t i = 0; i < sizeof packet / sizeof(Word); ++i) {
+    Word word;
+    memcpy(&word, reinterpret_cast<const Word*>(&packet) + i, sizeof word);
+    store_words(reinterpret_cast<Word*>(to) + i, word);
+  }
+#else
   *reinterpret_cast<Packet<Value, N>*>(to) = packet;
+#endif
 }
 
 /// Calls one(i) for the single elements that are `thread`'s; a block has more threads than a head

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "device/divisor.hpp"
 #include "device/elements.hpp"
 #include "device/packets.hpp"
 
@@ -28,8 +29,7 @@ struct SumKernel {
 
   typename Out::Value* out;
   std::uint64_t count;
-  Wide total;
-  Wide inverse;  // 1 / total where the product with it has the quotient's bits, else 0
+  Divisor<Wide> total;
   std::uint32_t operand_count;
   bool aligned;  // all operands are, wherever `out` is
   Wide weights[kMostOperands];
@@ -47,16 +47,17 @@ struct SumKernel {
             : add_packets<false>(base, split.packets, thread);
   }
 
-  HVD_HOST_DEVICE typename Out::Value finish(Wide sum) const {
-    return Out::store(static_cast<typename Out::Wide>(inverse != 0 ? sum * inverse : sum / total));
+  HVD_HOST_DEVICE static typename Out::Value narrow(Wide mean) {
+    return Out::store(static_cast<typename Out::Wide>(mean));
   }
 
   HVD_HOST_DEVICE void add_one(std::uint64_t i) const {
     Wide sum = weights[0] * In::load(operands[0][i]);
+    HVD_ROLL
     for (std::uint32_t k = 1; k < operand_count; ++k) {
       sum = sum + weights[k] * In::load(operands[k][i]);
     }
-    out[i] = finish(sum);
+    out[i] = narrow(total.plain(sum));
   }
 
   /// Packets p and p + kThreads, of `packets` that begin at element `base`.
@@ -72,11 +73,22 @@ struct SumKernel {
     for (std::uint32_t u = 0; u < kPackets; ++u) {
       const std::uint32_t at = p + u * kThreads;
       if (at >= packets) return;
-      Packet<typename Out::Value, kLanes> mean;
-      HVD_UNROLL
-      for (std::uint32_t i = 0; i < kLanes; ++i) mean.value[i] = finish(sum[u][i]);
-      store_packet<kLanes>(out + base + at * kLanes, mean);
+      finish(base + at * kLanes, sum[u]);
     }
+  }
+
+  /// The mean of the packet at element i. No branch comes between the quotients, or each would be
+  /// stored by itself.
+  HVD_HOST_DEVICE void finish(std::uint64_t i, const Wide (&sum)[kLanes]) const {
+    Packet<typename Out::Value, kLanes> mean;
+    bool sure = true;
+    HVD_UNROLL
+    for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
+      mean.value[lane] = narrow(total.quick(sum[lane], sure));
+    }
+    if (sure) return store_packet<kLanes>(out + i, mean);
+    HVD_ROLL
+    for (std::uint32_t lane = 0; lane < kLanes; ++lane) add_one(i + lane);
   }
 
   /// Adds operands k to k + kGroup<kAligned> - 1: all loads first, so that they are under way
