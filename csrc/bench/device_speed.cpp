@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -73,9 +74,29 @@ std::vector<Slice> slices_of(std::size_t count) {
   return slices;
 }
 
+/// As gradients are: noise, and zeros among it. All zeros would take other time on a GPU.
+std::vector<std::byte> gradients(DType dtype, std::size_t bytes) {
+  constexpr std::size_t kPeriod = 65521;  // elements; then they come again
+  std::mt19937 random(1);
+  std::uniform_real_distribution<float> noise(-1, 1);
+  std::vector<float> wide(std::min(kPeriod, bytes / size_of(dtype)));
+  for (float& x : wide) x = random() % 8 == 0 ? 0 : noise(random);
+  std::vector<std::byte> all(bytes);
+  const PackPlan cast(DType::float32, dtype, {{0, wide.size()}}, kHost);
+  const void* const from[] = {wide.data()};
+  cast.pack(from, 1, all.data(), nullptr, nullptr);
+  std::size_t filled = wide.size() * size_of(dtype);
+  while (filled < bytes) {
+    const std::size_t more = std::min(filled, bytes - filled);
+    std::memcpy(all.data() + filled, all.data(), more);
+    filled += more;
+  }
+  return all;
+}
+
 struct Memory {
-  Memory(int device, std::size_t bytes) : buffer(device, bytes) {
-    buffer.write(std::vector<std::byte>(bytes).data());
+  Memory(int device, DType dtype, std::size_t bytes) : buffer(device, bytes) {
+    buffer.write(gradients(dtype, bytes).data());
   }
   Buffer buffer;
 };
@@ -87,8 +108,8 @@ void measure(int device, DType dtype, std::size_t mib) {
   const PackPlan plan(dtype, dtype, slices, device);
   std::vector<Memory> slots;
   slots.reserve(kOperands);
-  for (int k = 0; k < kOperands; ++k) slots.emplace_back(device, bytes);
-  Memory out(device, bytes);
+  for (int k = 0; k < kOperands; ++k) slots.emplace_back(device, dtype, bytes);
+  Memory out(device, dtype, bytes);
   std::vector<void*> tensors;
   tensors.reserve(slices.size());
   for (const Slice& slice : slices) {
