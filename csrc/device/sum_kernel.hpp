@@ -73,7 +73,7 @@ struct SumKernel {
     for (std::uint32_t u = 0; u < kPackets; ++u) {
       const std::uint32_t at = p + u * kThreads;
       if (at >= packets) return;
-      finish(base + at * kLanes, sum[u]);
+      finish(base + std::uint64_t{at} * kLanes, sum[u]);
     }
   }
 
