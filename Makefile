@@ -25,7 +25,7 @@ TF_SPLITS = 2x1
 NO_MPI_WORLDS = 3
 NO_MPI_FILES = worlds collectives partial_allreduce horovod_collectives async process_sets \
                optimizer gradients attempt staged synchronize sparse_gradients abstain grad_scaler \
-               horovod_arguments rounds_of_sets
+               horovod_arguments rounds_of_sets ddp_hook
 # Of these, those whose gradients may lie in device memory that all ranks map.
 MAPPED_FILES = mapped optimizer gradients attempt synchronize sparse_gradients abstain grad_scaler \
                rounds_of_sets

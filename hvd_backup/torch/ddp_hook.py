@@ -19,6 +19,8 @@ from hvd_backup.config import RoundOptions
 from hvd_backup.exchange import Exchange
 from hvd_backup.reports import Round, Stats
 from hvd_backup.torch import owners
+from hvd_backup.torch.buckets import Buckets
+from hvd_backup.torch.device import by_device, check_devices
 from hvd_backup.torch.layout import GradientLayout
 
 
@@ -97,19 +99,16 @@ class DdpHook:
                 raise ValueError(
                     f"backup_workers={backup_workers}, but parameter {name!r} is of a {why}"
                 )
-            if param.device.type != "cpu":
-                raise TypeError(
-                    f"parameter {name!r} is on {param.device}; the hook takes CPU parameters. "
-                    "DistributedOptimizer, without DistributedDataParallel, takes CUDA's"
-                )
             if owners.owner(param) is not None:
                 raise ValueError(f"parameter {name!r} already has a DistributedOptimizer")
+        names = {id(param): name for name, param in named}
         self._layout = GradientLayout(self._params, self._names, rows=False)
-        self._index = {id(param): i for i, param in enumerate(self._params)}
+        check_devices(self._params, lambda param: names[id(param)])
+        gpus = [device for device in by_device(self._params) if device.type != "cpu"]
+        self._devices: list[int | str | torch.device] = [*gpus]
         self._model, self._options = model, options
         self._exchange: Exchange | None = None
-        self._slots: list[torch.Tensor] = []
-        self._results: dict[int, list[torch.Tensor]] = {}
+        self._buckets: Buckets
         self._waiting: list[tuple[Future[torch.Tensor], Any]] = []
         self.backup_workers = backup_workers
         self.weight = 1.0
@@ -129,6 +128,7 @@ class DdpHook:
             owners.give_back(param, self)
         owners.forget(self)
         if self._exchange is not None:
+            self._buckets.settle()
             self._exchange.close()
 
     # DDP compares these annotations with the types: no strings here.
@@ -136,10 +136,11 @@ class DdpHook:
         """DDP's communication hook."""
         exchange = self._prepared()
         for param, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
-            self._slots[self._index[id(param)]].copy_(grad)
+            self._buckets.put(param, grad)
         if bucket.index() == 0:
             self._waiting.clear()  # of a pass that an exception has ended
-        answer: Future[torch.Tensor] = Future()
+        # With devices, who waits for the answer has its streams wait for ours.
+        answer: Future[torch.Tensor] = Future(devices=self._devices)
         self._waiting.append((answer, bucket))
         if bucket.is_last():
             self._go_through_a_round(exchange)
@@ -147,16 +148,12 @@ class DdpHook:
 
     def _go_through_a_round(self, exchange: Exchange) -> None:
         waiting, self._waiting = self._waiting, []
+        self._buckets.stage()
         self.last_round = exchange.arrive_and_wait(self.weight)
         if self.weight == 0 and self.last_round.contributed:
             exchange.stats.abstained += 1
-        buffer, flats = exchange.buffer, exchange.results
-        if buffer not in self._results:
-            self._results[buffer] = self._layout.gradients(flats)
-        results = self._results[buffer]
+        self._buckets.load()
         for answer, bucket in waiting:
-            for param, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
-                grad.copy_(results[self._index[id(param)]])
             answer.set_result(bucket.buffer())
 
     def _prepared(self) -> Exchange:
@@ -176,7 +173,8 @@ class DdpHook:
                 signature=self._layout.signature,
                 **self._options,
             )
-            self._slots = self._layout.gradients(self._exchange.slots)
+            with runtime.current().failing_together():
+                self._buckets = Buckets(self._params, self._layout, self._exchange)
         return self._exchange
 
 

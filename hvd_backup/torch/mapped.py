@@ -12,9 +12,10 @@ import torch
 from hvd_backup import _core
 from hvd_backup.exchange import Exchange
 from hvd_backup.mapped_memory import Wish
+from hvd_backup.torch.device import number_of, stream_of
 from hvd_backup.torch.forms import Form
 from hvd_backup.torch.layout import GradientLayout
-from hvd_backup.torch.packed import Packed, number_of
+from hvd_backup.torch.packed import Packed
 
 
 class Mapped(Packed):
@@ -42,11 +43,11 @@ class Mapped(Packed):
         """Copy the slot to its place in the host's memory, which is otherwise not used."""
         self._staging.fetch(self._exchange.slots[0].ctypes.data)
 
-    def _pack(self, tensors: list[int], stream: int) -> None:
-        self._staging.stage(tensors, stream)
+    def _pack(self, tensors: list[int]) -> None:
+        self._staging.stage(tensors, stream_of(self._device))
 
-    def _unpack(self, tensors: list[int], stream: int) -> None:
-        self._staging.load(self._exchange.buffer, tensors, stream)
+    def _unpack(self, tensors: list[int]) -> None:
+        self._staging.load(self._exchange.buffer, tensors, stream_of(self._device))
 
 
 def wish(params: Sequence[torch.Tensor], *, on_cpu: bool) -> Wish:

@@ -7,14 +7,21 @@ So the caching allocator has to be told only of gradients that backward() made o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from hvd_backup import _core, errors
 from hvd_backup.exchange import Exchange
+from hvd_backup.torch.device import (
+    addresses,
+    refuse_capture,
+    runs_of,
+    use_on_current_stream,
+)
 from hvd_backup.torch.forms import Form
-from hvd_backup.torch.layout import GradientLayout, Marks, Run
+from hvd_backup.torch.layout import GradientLayout, Marks
+
+STEP = "optimizer.step() of a DistributedOptimizer"
 
 
 class Packed(ABC):
@@ -40,20 +47,15 @@ class Packed(ABC):
         self._rows = layout.marks(exchange.slots).rows
         self._folds = exchange.options.late == "carry"
         self._marked: set[int] = set()  # whose rows' marks are not all zero
-        runs = layout.runs(indices)
-        # In the order of the runs' tensors.
-        self._order = [i for run in runs for i in run.indices]
-        slots = exchange.slots
-        base = [slot.ctypes.data - slots[0].ctypes.data for slot in slots]
-        self._runs = [_run(run, base[run.flat]) for run in runs]
+        self._runs, self._order = runs_of(layout, indices, exchange)
 
     @abstractmethod
-    def _pack(self, tensors: list[int], stream: int) -> None:
+    def _pack(self, tensors: list[int]) -> None:
         """The slot has what is at these addresses; 0 stands for zeros. The thread sleeps."""
 
     @abstractmethod
-    def _unpack(self, tensors: list[int], stream: int) -> None:
-        """The result goes to these addresses; `stream` waits for it."""
+    def _unpack(self, tensors: list[int]) -> None:
+        """The result goes to these addresses; torch's current stream waits for it."""
 
     @abstractmethod
     def settle(self) -> None:
@@ -64,7 +66,7 @@ class Packed(ABC):
 
     def stage(self, dense: list[bool], sparse: list[bool]) -> None:
         """The slot has all gradients after it; the thread sleeps until then. See InPlace."""
-        self._refuse_capture()
+        refuse_capture(self._device, STEP)
         packed = []  # they stay until the copies are done
         for i in self._order:
             grad = self._params[i].grad
@@ -74,16 +76,16 @@ class Packed(ABC):
             packed.append(self._to_pack(i, grad))
         for tensor in packed:
             if tensor is not None:
-                self._on_current_stream(tensor)
-        self._pack(_addresses(packed), self._stream())
+                use_on_current_stream(tensor)
+        self._pack(addresses(packed))
 
     def load(self) -> None:
         """Let every parameter's grad be the result; torch's current stream waits for it."""
-        self._refuse_capture()
+        refuse_capture(self._device, STEP)
         marks = self._layout.marks(self._exchange.shared_results)
         dense, sparse = (marks.dense > 0).tolist(), (marks.sparse > 0).tolist()
         targets = [self._target(i, dense[i], sparse[i]) for i in self._order]
-        self._unpack(_addresses(targets), self._stream())
+        self._unpack(addresses(targets))
         for i, target in zip(self._order, targets, strict=True):
             if target is not None:
                 self._params[i].grad = self._gradient(i, target, dense[i], marks)
@@ -132,7 +134,7 @@ class Packed(ABC):
         own = form.as_it_is and dense
         if not own or grad is None or not _fits(grad, param, form) or grad.requires_grad:
             return _empty(param, form)
-        self._on_current_stream(grad)
+        use_on_current_stream(grad)
         return grad
 
     def _gradient(self, i: int, target: torch.Tensor, dense: bool, marks: Marks) -> torch.Tensor:
@@ -140,34 +142,6 @@ class Packed(ABC):
         if dense:
             return target if form.as_it_is else form.dense(target, param)
         return form.sparse(target, marks.rows[i], param)
-
-    # What CUDA asks for besides
-
-    def _stream(self) -> int:
-        if self._device.type != "cuda":
-            return 0
-        stream: int = torch.cuda.current_stream(self._device).cuda_stream
-        return stream
-
-    def _on_current_stream(self, tensor: torch.Tensor) -> None:
-        if tensor.device.type == "cuda":  # nothing to do if it was made there
-            tensor.record_stream(torch.cuda.current_stream(tensor.device))
-
-    def _refuse_capture(self) -> None:
-        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "optimizer.step() of a DistributedOptimizer cannot be captured in a CUDA graph: "
-                "the exchange waits on the host; capture forward and backward, and step outside"
-            )
-
-
-def _run(run: Run, base: int) -> tuple[str, str, int, list[tuple[int, int]]]:
-    """As the core takes it."""
-    return run.dtype, run.dtype, base + run.offset, run.slices
-
-
-def _addresses(tensors: Sequence[torch.Tensor | None]) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _fits(tensor: torch.Tensor, param: torch.Tensor, form: Form) -> bool:
@@ -184,20 +158,3 @@ def _fits(tensor: torch.Tensor, param: torch.Tensor, form: Form) -> bool:
 def _empty(param: torch.Tensor, form: Form) -> torch.Tensor:
     slot = form.slot
     return torch.empty_strided(slot.size(), slot.stride(), dtype=slot.dtype, device=param.device)
-
-
-def number_of(device: torch.device) -> int:
-    """As the core counts: CUDA's number, or the host."""
-    if device.type == "cpu":
-        return _core.Staging.HOST
-    return device.index if device.index is not None else torch.cuda.current_device()
-
-
-def check_devices(params: Sequence[torch.Tensor], name: Callable[[torch.Tensor], str]) -> None:
-    """Raise DeviceError if a parameter is on a GPU and the core cannot use GPUs."""
-    on_gpu = [param for param in params if param.device.type == "cuda"]
-    if on_gpu and not (status := _core.cuda_status()).devices:
-        raise errors.DeviceError(
-            f"parameter {name(on_gpu[0])!r} is on {on_gpu[0].device}, but {status.why}; see "
-            "`hvd-backup doctor`, or move the model to the CPU"
-        )

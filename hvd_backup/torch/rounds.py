@@ -18,8 +18,8 @@ from hvd_backup.group import Group
 from hvd_backup.reports import Stats
 from hvd_backup.torch import owners
 from hvd_backup.torch.attempt import Attempt
+from hvd_backup.torch.device import check_devices
 from hvd_backup.torch.forms import Ways
-from hvd_backup.torch.packed import check_devices
 from hvd_backup.torch.passes import Passes
 from hvd_backup.torch.scaling import ScaledStep
 from hvd_backup.torch.staging import Staging, wished

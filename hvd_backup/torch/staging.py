@@ -10,6 +10,7 @@ import torch
 from hvd_backup.config import Config
 from hvd_backup.exchange import Exchange
 from hvd_backup.mapped_memory import Wish
+from hvd_backup.torch.device import by_device
 from hvd_backup.torch.forms import Form, Ways
 from hvd_backup.torch.inplace import InPlace
 from hvd_backup.torch.layout import GradientLayout
@@ -45,13 +46,10 @@ class Staging:
             Form(name, slot, ctx, ways)
             for name, slot, ctx in zip(names, slots, contexts, strict=True)
         ]
-        by_device: dict[torch.device, list[int]] = {}
-        for i, param in enumerate(params):
-            by_device.setdefault(param.device, []).append(i)
         self._ways: list[InPlace | Packed] = []
         self._way_of: dict[int, InPlace | Packed] = {}
         self._mapped: Mapped | None = None
-        for device, indices in by_device.items():
+        for device, indices in by_device(self.params).items():
             way: InPlace | Packed
             if exchange.mapped is not None:  # then there is but one device
                 way = self._mapped = Mapped(self.params, self._forms, layout, exchange)

@@ -3,6 +3,7 @@
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
 from mpi.helpers import RANK, SIZE, same_everywhere
@@ -12,7 +13,8 @@ from torch import distributed, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
 import hvd_backup.torch as hvd
-from hvd_backup.torch import ddp_hook
+from hvd_backup.torch import ddp_hook, staging
+from hvd_backup.torch.staged import Copies
 
 pytestmark = [
     pytest.mark.mpi,
@@ -36,6 +38,18 @@ def gloo():
         distributed.destroy_process_group()
 
 
+@pytest.fixture(params=["in place", "staged", "staged by a buffer"])
+def way(request, monkeypatch):
+    """How gradients reach the slot; staged is a GPU's way, here with the kernels' twins."""
+    staged = []
+    stage = Copies.stage
+    monkeypatch.setattr(Copies, "stage", lambda *given: (staged.append(given), stage(*given)))
+    monkeypatch.setattr(staging, "STAGE_ON_CPU", request.param != "in place")
+    monkeypatch.setattr(staging, "PIN", request.param == "staged")
+    yield
+    assert bool(staged) == (request.param != "in place")
+
+
 def test_torchruns_variables_are_this_worlds():
     assert os.environ["RANK"] == str(distributed.get_rank()) == str(RANK)
     assert os.environ["WORLD_SIZE"] == str(distributed.get_world_size()) == str(SIZE)
@@ -51,6 +65,7 @@ def ddp(model=None, **options):
     )
 
 
+@pytest.mark.usefixtures("way")
 def test_gradients_are_the_mean_as_ddps_own_are():
     model = ddp()
     hook = ddp_hook.register(model)
@@ -67,6 +82,7 @@ def test_gradients_are_the_mean_as_ddps_own_are():
     hook.close()
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("view", [False, True])
 def test_with_stragglers_replicas_stay_identical_and_each_pass_is_one_decision(view):
     model = ddp(gradient_as_bucket_view=view)
@@ -100,6 +116,53 @@ def test_nobody_waits_for_a_slow_rank():
     times = hvd.allgather_object(took)
     assert late[SIZE - 1] >= 5
     assert min(times) < 0.5 * times[SIZE - 1]
+    hook.close()
+
+
+@pytest.mark.usefixtures("way")
+def test_any_strides_and_dtypes_are_averaged():
+    rng = np.random.default_rng(RANK)
+    conv = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+    turned = nn.Linear(4, 5)
+    turned.weight = nn.Parameter(torch.zeros(4, 5).t())
+    sparse = nn.Linear(3, 2, dtype=torch.float64)
+    sparse.weight = nn.Parameter(torch.zeros(2, 6, dtype=torch.float64)[:, ::2])
+    layers = nn.ModuleList([conv, turned, sparse])
+    factors = [torch.from_numpy(rng.random(p.shape)).to(p.dtype) for p in layers.parameters()]
+
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, factors):
+            pairs = zip(self.layers.parameters(), factors, strict=True)
+            return sum((p * f).sum().double() for p, f in pairs)
+
+    model = ddp(Product())
+    hook = ddp_hook.register(model)
+    everybody = hvd.allgather_object(factors)
+    for _ in range(3):
+        model.zero_grad()
+        model(factors).backward()
+        for i, p in enumerate(layers.parameters()):
+            mean = sum(theirs[i].double() for theirs in everybody) / SIZE
+            torch.testing.assert_close(p.grad.double(), mean, rtol=1e-6, atol=1e-7)
+    same_everywhere([tensor_bits(p.grad) for p in layers.parameters()])
+    hook.close()
+
+
+def test_some_ranks_may_have_their_gradients_on_a_device(monkeypatch):
+    monkeypatch.setattr(staging, "STAGE_ON_CPU", RANK % 2 == 0)
+    conv = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+    model = ddp(conv)
+    hook = ddp_hook.register(model)
+    x = torch.from_numpy(np.random.default_rng(RANK).random((2, 2, 5, 5), np.float32))
+    model(x).square().sum().backward()
+    alone = [torch.autograd.grad(conv(x).square().sum(), p)[0] for p in conv.parameters()]
+    for i, p in enumerate(conv.parameters()):
+        mean = sum(theirs[i] for theirs in hvd.allgather_object(alone)) / SIZE
+        torch.testing.assert_close(p.grad, mean, rtol=1e-5, atol=1e-6)
     hook.close()
 
 

@@ -8,8 +8,8 @@ import torch
 
 from hvd_backup import _core, errors
 from hvd_backup.torch.ddp_hook import DdpHook
+from hvd_backup.torch.device import check_devices
 from hvd_backup.torch.layout import GradientLayout
-from hvd_backup.torch.packed import check_devices
 
 
 def layout_of(*tensors):
@@ -171,5 +171,5 @@ def test_a_device_of_another_kind_is_refused():
 
 def test_the_ddp_hook_takes_no_parameters_of_another_device():
     model = types.SimpleNamespace(module=torch.nn.Linear(2, 2, device="meta"))
-    with pytest.raises(TypeError, match=r"'weight' is on meta; the hook takes CPU parameters"):
+    with pytest.raises(TypeError, match=r"'weight' is on meta; gradients are exchanged from"):
         DdpHook(model, 0, {})
