@@ -38,10 +38,11 @@ def main() -> int:
     kernels = run([str(given.program), "0" if given.device == "cuda" else "cpu", most])
     print_kernels(kernels)
     steps: list[Row] = []
-    for path, ranks in itertools.product(("staged", "mapped"), given.ranks.split(",")):
-        line = [sys.executable, "-m", "hvd_backup.cluster.local_run", "-np", ranks, "--"]
+    for path, (ranks, each) in itertools.product(("staged", "mapped"), worlds(given)):
+        line = [sys.executable, "-m", "hvd_backup.cluster.local_run", "-np", str(ranks), "--"]
         line += [sys.executable, str(ROOT / "benchmarks" / "gpu_ranks.py")]
-        line += ["--device", given.device, "--path", path, *(["--quick"] if given.quick else [])]
+        line += ["--device", given.device, "--path", path]
+        line += [*(["--each"] if each else []), *(["--quick"] if given.quick else [])]
         steps += run(line)
     print_steps(steps)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,13 @@ def main() -> int:
     saved.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{saved}")
     return 0
+
+
+def worlds(given: argparse.Namespace) -> list[tuple[int, bool]]:
+    """How many ranks, and whether each has a GPU of its own."""
+    sizes = [int(size) for size in given.ranks.split(",")]
+    gpus = torch.cuda.device_count() if given.device == "cuda" else 0
+    return [(size, False) for size in sizes] + [(size, True) for size in sizes if 1 < size <= gpus]
 
 
 def run(command: list[str]) -> list[Row]:
@@ -97,13 +105,18 @@ def print_kernels(rows: list[Row]) -> None:
 
 
 def print_steps(rows: list[Row]) -> None:
-    head = f"{'step (ms)':>11}{'alone':>9}{'overhead':>10}{'copies':>9}{'ratio':>7}"
-    print(f"\n{'path':<8}{'ranks':<7}{'MiB':>5}{head}   (copies: to the host and back, pinned)")
+    head = (
+        f"{'step (ms)':>11}{'alone':>9}{'overhead':>10}{'copies':>9}{'ratio':>7}{'all-reduce':>13}"
+    )
+    print(f"\n{'path':<8}{'ranks':<7}{'GPUs':<6}{'MiB':>5}{head}")
     for row in rows:
+        library = f"{row['library_ms']:.3f} {row['library']}" if row["library"] else "-"
         print(
-            f"{row['path']:<8}{row['ranks']:<7}{row['mib']:>5}{row['step_ms']:>11.3f}{row['alone_ms']:>9.3f}"
-            f"{row['overhead_ms']:>10.3f}{row['copies_ms']:>9.3f}{row['ratio']:>7.2f}"
+            f"{row['path']:<8}{row['ranks']:<7}{row['gpus']:<6}{row['mib']:>5}"
+            f"{row['step_ms']:>11.3f}{row['alone_ms']:>9.3f}{row['overhead_ms']:>10.3f}"
+            f"{row['copies_ms']:>9.3f}{row['ratio']:>7.2f}{library:>13}"
         )
+    print("copies: to the host and back, pinned; all-reduce: by NCCL, where each rank has a GPU")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A rank of gpu.py: what a step pays for its exchange, beside the copies it cannot do without."""
+"""A rank of gpu.py: what a step pays for its exchange, beside the copies it cannot do without.
+
+And beside an all-reduce of as much by NCCL, which needs a GPU per rank, or on the CPU by gloo.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import distributed
 
 import hvd_backup.torch as hvd
-from hvd_backup.torch import staging
+from hvd_backup.torch import ddp_hook, staging
 from hvd_backup.torch.mapped import Mapped
 
 TENSORS = 161  # as a ResNet-50 has
@@ -48,6 +52,12 @@ def copies(device: torch.device, mib: int) -> Callable[[], None]:
     return call
 
 
+def all_reduce(device: torch.device, mib: int) -> Callable[[], None]:
+    """What torch's own data parallelism would pay, without overlap."""
+    gradient = torch.ones(mib << 18, device=device)
+    return lambda: distributed.all_reduce(gradient)
+
+
 def model(device: torch.device, mib: int) -> list[torch.nn.Parameter]:
     count = (mib << 18) // TENSORS
     params = [torch.nn.Parameter(torch.zeros(count, device=device)) for _ in range(TENSORS)]
@@ -56,24 +66,29 @@ def model(device: torch.device, mib: int) -> list[torch.nn.Parameter]:
     return params
 
 
-def measure(device: torch.device, mib: int, times: int, path: str) -> None:
+def measure(device: torch.device, mib: int, times: int, path: str, library: str | None) -> None:
     alone = torch.optim.SGD(model(device, mib), 0.0)
     alone_ms = median_ms(device, times, alone.step)
     together = hvd.DistributedOptimizer(torch.optim.SGD(model(device, mib), 0.0))
     step_ms = median_ms(device, times, together.step)
     together.close()
     copies_ms = median_ms(device, times, copies(device, mib))
+    library_ms = median_ms(device, times, all_reduce(device, mib)) if library else None
     overhead_ms = step_ms - alone_ms
+    gpus = len(set(hvd.allgather_object(str(device)))) if device.type == "cuda" else 0
     if hvd.rank() == 0:
         row = {
             "path": path,
             "ranks": hvd.size(),
+            "gpus": gpus,
             "mib": mib,
             "step_ms": round(step_ms, 4),
             "alone_ms": round(alone_ms, 4),
             "overhead_ms": round(overhead_ms, 4),
             "copies_ms": round(copies_ms, 4),
             "ratio": round(overhead_ms / copies_ms, 3),
+            "library": library,
+            "library_ms": library_ms and round(library_ms, 4),
         }
         print(json.dumps(row), flush=True)
 
@@ -82,19 +97,31 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--path", choices=("staged", "mapped"), required=True)
+    parser.add_argument("--each", action="store_true", help="every rank has a GPU of its own")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
-    device = torch.device("cuda:0" if given.device == "cuda" else "cpu")
-    staging.STAGE_ON_CPU = device.type == "cpu"
+    staging.STAGE_ON_CPU = given.device == "cpu"
     os.environ["HVD_BACKUP_DEVICE_PATH"] = given.path
     mapped: list[Mapped] = []
     make = Mapped.__init__
     Mapped.__init__ = lambda self, *a: (mapped.append(self), make(self, *a))[1]  # type: ignore[method-assign]
     hvd.init()
+    device = torch.device("cpu")
+    library: str | None = "gloo"
+    if given.device == "cuda":
+        device = torch.device("cuda", hvd.local_rank() if given.each else 0)
+        torch.cuda.set_device(device)
+        library = "nccl" if given.each else None
+    if library:
+        ddp_hook.set_torchrun_env()
+        distributed.init_process_group(library)
     for mib in (1, 4) if given.quick else (1, 16, 64, 256):
-        measure(device, mib, 5 if given.quick else 30, given.path)
+        measure(device, mib, 5 if given.quick else 30, given.path, library)
     if bool(mapped) != (given.path == "mapped"):
         raise SystemExit("the ranks cannot map each other's device memory: see the log")
+    if library:
+        hvd.barrier()
+        distributed.destroy_process_group()
     hvd.shutdown()
 
 

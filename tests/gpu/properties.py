@@ -2,8 +2,8 @@
 
     hvd-backup run --no-mpi -np 3 -- python tests/gpu/properties.py --device cuda --path mapped
 
-All ranks share one GPU. Needs torch and numpy alone, no pytest. With `--device cpu` gradients go
-the same way, by the kernels' twins. `--path` is HVD_BACKUP_DEVICE_PATH.
+All ranks share one GPU, unless `--each`. Needs torch and numpy alone, no pytest. With
+`--device cpu` gradients go the same way, by the kernels' twins. `--path` is HVD_BACKUP_DEVICE_PATH.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 import hvd_backup.torch as hvd
-from hvd_backup.torch import staging
+from hvd_backup.torch import ddp_hook, staging
 from hvd_backup.torch.mapped import Mapped
 from hvd_backup.torch.staged import Staged
 
@@ -343,6 +345,33 @@ def a_late_rank_loads_what_it_missed_when_the_others_have_closed(device):
 
 
 @when_staged
+def a_ddp_model_with_the_hook_has_the_mean_of_the_contributors(device):
+    ddp_hook.set_torchrun_env()
+    distributed.init_process_group("gloo")
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 4)]
+    net = torch.nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
+    params = list(net.parameters())
+    model = DistributedDataParallel(net, bucket_cap_mb=0.0002)
+    hook = ddp_hook.register(model, backup_workers=min(1, hvd.size() - 1))
+    for step in range(6):
+        if step >= 2 and hvd.rank() == 0:
+            time.sleep(0.1)
+        batches = [noise(r, step, torch.empty(2, 3, 8, 8)).to(device) for r in range(hvd.size())]
+        model.zero_grad()
+        model(batches[hvd.rank()]).square().mean().backward()
+        ranks = hook.last_round.contributors
+        loss = sum(net(batches[r]).square().mean() for r in ranks) / len(ranks)
+        for param, expected in zip(params, torch.autograd.grad(loss, params), strict=True):
+            torch.testing.assert_close(param.grad, expected, rtol=1e-4, atol=1e-5)
+    same_everywhere(digest(param.grad for param in params))
+    assert hook.stats().rounds == 6
+    hook.close()
+    hvd.barrier()
+    distributed.destroy_process_group()
+
+
+@when_staged
 def the_way_by_a_pinned_buffer_gives_the_same_bits(device):
     staging.PIN = False
     try:
@@ -392,7 +421,7 @@ def the_capture_of_a_step_in_a_graph_is_refused_in_words(device):
 
 def watch(device, path):
     """Packings from now on. With --device cpu these must not be the way in place."""
-    if device.type == "cpu":
+    if device == "cpu":
         staging.STAGE_ON_CPU = True
     os.environ["HVD_BACKUP_DEVICE_PATH"] = path  # read by init()
     calls = []
@@ -416,10 +445,16 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--path", choices=("staged", "mapped"), default="staged")
+    parser.add_argument("--each", action="store_true", help="every rank has a GPU of its own")
     given = parser.parse_args()
-    device = torch.device("cuda:0" if given.device == "cuda" else "cpu")
-    calls = watch(device, given.path)
+    calls = watch(given.device, given.path)
     hvd.init()
+    device = torch.device("cpu")
+    if given.device == "cuda":
+        device = torch.device("cuda", hvd.local_rank() if given.each else 0)
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     for function in PROPERTIES:
         name = function.__name__.replace("_", " ")
         if why := why_not(function, device, given.path):

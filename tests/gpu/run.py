@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -64,6 +65,7 @@ class Steps:
         except subprocess.TimeoutExpired:
             word = f"FAIL (not done after {limit_s:g} s)"
         self.done.append((name, word, time.monotonic() - began))
+        print(f"== {name}: {word} after {self.done[-1][2]:.1f} s", flush=True)
         return word == "pass"
 
     def skip(self, name: str, why: str) -> None:
@@ -116,11 +118,26 @@ def test(device: str, worlds: list[int], *, with_build: bool) -> int:
             else:
                 line = (sanitizer, "--tool", tool, "--error-exitcode", "9")
                 steps.run(name, *line, program, "--limit", "1200", cases, limit_s=1800)
-    for size in worlds if built else []:
-        for path in PATHS:
-            program = ("tests/gpu/properties.py", "--device", device, "--path", path)
-            steps.run(f"properties on {size} ranks, {device}, {path}", *ranks(size), *program)
+    for size, path in itertools.product(worlds if built else [], PATHS):
+        program = ("tests/gpu/properties.py", "--device", device, "--path", path)
+        steps.run(f"properties on {size} ranks, {device}, {path}", *ranks(size), *program)
+    if device == "cuda":
+        with_a_gpu_each(steps, worlds if built else [])
     return steps.table()
+
+
+def with_a_gpu_each(steps: Steps, worlds: list[int]) -> None:
+    """The properties again, where there are GPUs for it."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    for size, path in itertools.product(worlds, PATHS):
+        name = f"properties on {size} GPUs, {path}"
+        program = ("tests/gpu/properties.py", "--each", "--path", path)
+        if size <= gpus:
+            steps.run(name, *ranks(size), *program)
+        else:
+            steps.skip(name, f"there are {gpus} GPUs" if gpus > 1 else "there is one GPU")
 
 
 def bench(device: str, worlds: list[int], *, with_build: bool, quick: bool) -> int:

@@ -22,7 +22,7 @@ def run(*arguments, **env):
 def test_the_properties_that_are_to_hold_on_a_gpu_hold_for_the_twins():
     done = run("test", "--device", "cpu", "--no-build", "--ranks", "3")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("\npass  ") == 16 + 15  # staged and mapped
+    assert done.stdout.count("\npass  ") == 17 + 15  # staged and mapped
     assert "the mean of all has the bits of a sum in ascending order" in done.stdout
 
 
@@ -74,6 +74,7 @@ def test_the_benchmark_writes_what_it_prints(tmp_path):
     assert results["kernels"] == [row]
     rows = [(step["path"], step["ranks"], step["mib"]) for step in results["steps"]]
     assert rows == [("staged", 2, 1), ("staged", 2, 4), ("mapped", 2, 1), ("mapped", 2, 4)]
+    assert all(step["library"] == "gloo" and step["library_ms"] > 0 for step in results["steps"])
     assert all(step["copies_ms"] > 0 and step["step_ms"] > 0 for step in results["steps"])
     assert "benchmarks/gpu.py --device cpu --quick" in results["meta"]["command"]
     assert "of a copy" in done.stdout
