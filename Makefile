@@ -250,7 +250,7 @@ horovod: $(DONE)/extension
 
 # Also where there is no package registry and no mpirun: with the Python that is found, in place.
 test-gpu:
-	$(PYTHON) tests/gpu/run.py test
+	$(PYTHON) tests/gpu/run.py test sanitize
 
 bench-gpu:
 	$(PYTHON) tests/gpu/run.py bench $(BENCH_ARGS)

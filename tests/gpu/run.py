@@ -1,7 +1,9 @@
 """What `make test-gpu` and `make bench-gpu` run, with nothing but what the machine has.
 
-    python tests/gpu/run.py test  [--device cuda|cpu] [--ranks 2,3,4] [--no-build]
-    python tests/gpu/run.py bench [--device cuda|cpu] [--quick] [--no-build]
+    python tests/gpu/run.py test sanitize bench [--device cuda|cpu] [--ranks 2,3,4] [--quick] \
+        [--no-build]
+
+One or more of the three, in this order of use: what takes longest to tell something comes last.
 
 No package is installed and no mpirun needed, but Python with numpy, torch, pybind11 and setuptools,
 g++ and nvcc. CMake and ninja are used if they are there. With `--device cpu` the same programs run
@@ -22,6 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "gpu"
+TESTS = BUILD / "hvd_backup_tests"
+SPEED = BUILD / "device_speed"
 NEEDED = ("numpy", "torch", "pybind11", "setuptools")
 SANITIZERS = ("memcheck", "racecheck")
 PATHS = ("staged", "mapped")
@@ -96,34 +100,50 @@ def build(steps: Steps, *programs: str) -> bool:
     )
 
 
+def cases(device: str) -> str:
+    """Part of the names of the C++ cases that are meant."""
+    return "GPU" if device == "cuda" else "twin"
+
+
 def ranks(count: int) -> tuple[str | Path, ...]:
     """The launcher's command line, up to the program."""
     launcher = ("-m", "hvd_backup.cluster.local_run", "-np", str(count), "--")
     return (sys.executable, *launcher, sys.executable)
 
 
-def test(device: str, worlds: list[int], *, with_build: bool) -> int:
+def test(steps: Steps, given: argparse.Namespace) -> None:
     """Kernels and both paths in C++, then the core and torch on several ranks of one GPU."""
-    steps = Steps()
-    built = build(steps, "hvd_backup_tests") if with_build else True
-    if built and with_build:
-        cases = "GPU" if device == "cuda" else "twin"
-        program = BUILD / "hvd_backup_tests"
-        steps.run(f"C++ cases: {cases}", program, cases)
-        sanitizer = shutil.which("compute-sanitizer")
-        for tool in SANITIZERS if device == "cuda" else ():
-            name = f"compute-sanitizer {tool}"
-            if sanitizer is None:
-                steps.skip(name, "compute-sanitizer is not on PATH")
-            else:
-                line = (sanitizer, "--tool", tool, "--error-exitcode", "9")
-                steps.run(name, *line, program, "--limit", "1200", cases, limit_s=1800)
-    for size, path in itertools.product(worlds if built else [], PATHS):
-        program = ("tests/gpu/properties.py", "--device", device, "--path", path)
-        steps.run(f"properties on {size} ranks, {device}, {path}", *ranks(size), *program)
-    if device == "cuda":
-        with_a_gpu_each(steps, worlds if built else [])
-    return steps.table()
+    if not given.no_build:
+        steps.run(f"C++ cases: {cases(given.device)}", TESTS, cases(given.device))
+    for size, path in itertools.product(given.ranks, PATHS):
+        program = ("tests/gpu/properties.py", "--device", given.device, "--path", path)
+        steps.run(f"properties on {size} ranks, {given.device}, {path}", *ranks(size), *program)
+    if given.device == "cuda":
+        with_a_gpu_each(steps, given.ranks)
+
+
+def sanitize(steps: Steps, given: argparse.Namespace) -> None:
+    """The C++ cases again, under compute-sanitizer."""
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in SANITIZERS:
+        name = f"compute-sanitizer {tool}"
+        if given.device != "cuda":
+            steps.skip(name, "of a GPU only")
+        elif sanitizer is None:
+            steps.skip(name, "compute-sanitizer is not on PATH")
+        else:
+            line = (sanitizer, "--tool", tool, "--error-exitcode", "9")
+            steps.run(name, *line, TESTS, "--limit", "1200", cases(given.device), limit_s=1800)
+
+
+def bench(steps: Steps, given: argparse.Namespace) -> None:
+    """Kernels beside the device's own copy, and what a step pays for its exchange."""
+    line = ["benchmarks/gpu.py", "--device", given.device, "--program", str(SPEED)]
+    line += ["--ranks", ",".join(map(str, given.ranks)), *(["--quick"] if given.quick else [])]
+    steps.run("benchmark", sys.executable, *line, limit_s=1800)
+
+
+WHAT = {"test": (test, TESTS), "sanitize": (sanitize, TESTS), "bench": (bench, SPEED)}
 
 
 def with_a_gpu_each(steps: Steps, worlds: list[int]) -> None:
@@ -140,35 +160,31 @@ def with_a_gpu_each(steps: Steps, worlds: list[int]) -> None:
             steps.skip(name, f"there are {gpus} GPUs" if gpus > 1 else "there is one GPU")
 
 
-def bench(device: str, worlds: list[int], *, with_build: bool, quick: bool) -> int:
-    """Kernels beside the device's own copy, and what a step pays for staging."""
-    steps = Steps()
-    if with_build and not build(steps, "device_speed"):
-        return steps.table()
-    line = ["benchmarks/gpu.py", "--device", device, "--program", str(BUILD / "device_speed")]
-    line += ["--ranks", ",".join(map(str, worlds)), *(["--quick"] if quick else [])]
-    steps.run("benchmark", sys.executable, *line, limit_s=1800)
-    return steps.table()
-
-
 def main() -> int:
     """The exit status: 0, 1 if something failed, 2 if something is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("test", "bench"))
+    parser.add_argument("what", nargs="+", choices=list(WHAT))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--ranks", default="2,3,4", help="world sizes")
+    parser.add_argument("--ranks", type=sizes, default="2,3,4", help="world sizes")
     parser.add_argument("--no-build", action="store_true", help="use what was built before")
     parser.add_argument("--quick", action="store_true", help="few samples")
     given = parser.parse_args()
     if lacks := missing(given.device, build=not given.no_build):
-        print(f"{given.what}-gpu cannot run here; missing:", file=sys.stderr)
+        print(f"{', '.join(given.what)}: cannot run on a GPU here; missing:", file=sys.stderr)
         for what in lacks:
             print(f"  - {what}", file=sys.stderr)
         return 2
-    worlds = [int(size) for size in given.ranks.split(",")]
-    if given.what == "test":
-        return test(given.device, worlds, with_build=not given.no_build)
-    return bench(given.device, worlds, with_build=not given.no_build, quick=given.quick)
+    steps = Steps()
+    programs = dict.fromkeys(WHAT[what][1].name for what in given.what)
+    if given.no_build or build(steps, *programs):
+        for what in given.what:
+            WHAT[what][0](steps, given)
+    return steps.table()
+
+
+def sizes(text: str) -> list[int]:
+    """World sizes, from `2,3,4`."""
+    return [int(size) for size in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_a_property_that_fails_fails_the_run(tmp_path):
     assert "FAIL  collectives take tensors of the device" in done.stderr
 
 
-@pytest.mark.parametrize("what", ["test", "bench"])
+@pytest.mark.parametrize("what", ["test", "sanitize", "bench"])
 def test_without_a_gpu_it_is_said_what_is_missing(what, tmp_path):
     import torch
 
@@ -53,7 +53,7 @@ def test_without_a_gpu_it_is_said_what_is_missing(what, tmp_path):
         pytest.skip("there is a GPU")
     done = run(what, PATH=str(tmp_path))
     assert done.returncode == 2
-    assert f"{what}-gpu cannot run here; missing:" in done.stderr
+    assert f"{what}: cannot run on a GPU here; missing:" in done.stderr
     assert "  - nvcc: put the CUDA toolkit's bin folder on PATH" in done.stderr
     assert "  - a C++ compiler" in done.stderr
     assert "torch" in done.stderr.splitlines()[-1]
