@@ -1,8 +1,7 @@
-"""Builds and installs hvd_backup; the compiling is left to csrc/CMakeLists.txt."""
+"""Builds and installs hvd_backup; the compiling is left to csrc/build.py."""
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,31 +15,13 @@ ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
 
 
-def tool(name: str) -> str | None:
-    """Path of a build tool: the one beside this Python, else the one on PATH."""
-    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-
-
 class CMakeBuild(build_ext):
     """Runs CMake once, then takes the modules from the build folder."""
 
     def run(self) -> None:
-        cmake, ninja = tool("cmake"), tool("ninja")
-        if cmake is None:
-            print("no cmake: building without it, and without hvd_backup._mpi")
-            direct = ROOT / "csrc" / "direct.py"
-            subprocess.run([sys.executable, str(direct), str(BUILD), "_core"], check=True)
-            super().run()
-            return
-        generator = ["Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else ["Unix Makefiles"]
-        configure = [
-            *(cmake, "-S", str(ROOT / "csrc"), "-B", str(BUILD), "-G", *generator),
-            f"-DPython_EXECUTABLE={sys.executable}",
-            *shlex.split(os.environ.get("HVD_BACKUP_CMAKE_ARGS", "")),
-        ]
-        jobs = str(len(os.sched_getaffinity(0)))
-        subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(BUILD), "--parallel", jobs], check=True)
+        build = [sys.executable, str(ROOT / "csrc" / "build.py"), str(BUILD)]
+        options = shlex.split(os.environ.get("HVD_BACKUP_CMAKE_ARGS", ""))
+        subprocess.run([*build, f"-DPython_EXECUTABLE={sys.executable}", *options], check=True)
         super().run()
 
     def build_extension(self, ext: Extension) -> None:

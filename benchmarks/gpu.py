@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    """Prints tables and writes JSON; 1 if a program fails."""
+    """Prints tables and writes JSON; 1 if a program failed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--program", type=Path, required=True, help="the built device_speed")
@@ -34,23 +34,42 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     given = parser.parse_args()
+    results = Results(given.out / f"gpu_{given.device}.json", meta(given.device))
+    device = "0" if given.device == "cuda" else "cpu"
     most = "4" if given.quick else "256"
-    kernels = run([str(given.program), "0" if given.device == "cuda" else "cpu", most])
-    print_kernels(kernels)
-    steps: list[Row] = []
+    print_kernels(results.add("kernels", [str(given.program), device, most]))
+    print_head_of_steps()
     for path, (ranks, each) in itertools.product(("staged", "mapped"), worlds(given)):
         line = [sys.executable, "-m", "hvd_backup.cluster.local_run", "-np", str(ranks), "--"]
         line += [sys.executable, str(ROOT / "benchmarks" / "gpu_ranks.py")]
         line += ["--device", given.device, "--path", path]
         line += [*(["--each"] if each else []), *(["--quick"] if given.quick else [])]
-        steps += run(line)
-    print_steps(steps)
-    given.out.mkdir(parents=True, exist_ok=True)
-    saved = given.out / f"gpu_{given.device}.json"
-    results = {"meta": meta(given.device), "kernels": kernels, "steps": steps}
-    saved.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\n{saved}")
-    return 0
+        print_steps(results.add("steps", line))
+    print("copies: to the host and back, pinned; all-reduce: by NCCL, where each rank has a GPU")
+    print(f"\n{results.file}")
+    return 1 if results.rows["failed"] else 0
+
+
+class Results:
+    """What has been measured so far, in a file: a run that is cut off leaves what it had."""
+
+    def __init__(self, file: Path, about: Row) -> None:
+        self.file = file
+        self.rows: dict[str, list[Row]] = {"kernels": [], "steps": [], "failed": []}
+        self._about = about
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, kind: str, command: list[str]) -> list[Row]:
+        """The JSON objects that a program prints, one a line."""
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        new = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        self.rows[kind] += new
+        if done.returncode:
+            failed = {"command": shlex.join(command), "exit_status": done.returncode}
+            print("failed with exit status {exit_status}: {command}".format(**failed), flush=True)
+            self.rows["failed"].append(failed)
+        self.file.write_text(json.dumps({"meta": self._about, **self.rows}, indent=1) + "\n")
+        return new
 
 
 def worlds(given: argparse.Namespace) -> list[tuple[int, bool]]:
@@ -58,14 +77,6 @@ def worlds(given: argparse.Namespace) -> list[tuple[int, bool]]:
     sizes = [int(size) for size in given.ranks.split(",")]
     gpus = torch.cuda.device_count() if given.device == "cuda" else 0
     return [(size, False) for size in sizes] + [(size, True) for size in sizes if 1 < size <= gpus]
-
-
-def run(command: list[str]) -> list[Row]:
-    """The JSON objects that a program prints, one a line."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{shlex.join(command)} failed with exit status {done.returncode}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def meta(device: str) -> Row:
@@ -104,19 +115,22 @@ def print_kernels(rows: list[Row]) -> None:
         )
 
 
-def print_steps(rows: list[Row]) -> None:
-    head = (
-        f"{'step (ms)':>11}{'alone':>9}{'overhead':>10}{'copies':>9}{'ratio':>7}{'all-reduce':>13}"
+def print_head_of_steps() -> None:
+    print(
+        f"\n{'path':<8}{'pinned':<8}{'ranks':<7}{'GPUs':<6}{'MiB':>5}{'step (ms)':>11}"
+        f"{'alone':>9}{'overhead':>10}{'copies':>9}{'ratio':>7}{'all-reduce':>13}"
     )
-    print(f"\n{'path':<8}{'ranks':<7}{'GPUs':<6}{'MiB':>5}{head}")
+
+
+def print_steps(rows: list[Row]) -> None:
     for row in rows:
         library = f"{row['library_ms']:.3f} {row['library']}" if row["library"] else "-"
         print(
-            f"{row['path']:<8}{row['ranks']:<7}{row['gpus']:<6}{row['mib']:>5}"
-            f"{row['step_ms']:>11.3f}{row['alone_ms']:>9.3f}{row['overhead_ms']:>10.3f}"
-            f"{row['copies_ms']:>9.3f}{row['ratio']:>7.2f}{library:>13}"
+            f"{row['path']:<8}{'yes' if row['pinned'] else '-':<8}{row['ranks']:<7}"
+            f"{row['gpus']:<6}{row['mib']:>5}{row['step_ms']:>11.3f}{row['alone_ms']:>9.3f}"
+            f"{row['overhead_ms']:>10.3f}{row['copies_ms']:>9.3f}{row['ratio']:>7.2f}{library:>13}",
+            flush=True,
         )
-    print("copies: to the host and back, pinned; all-reduce: by NCCL, where each rank has a GPU")
 
 
 if __name__ == "__main__":

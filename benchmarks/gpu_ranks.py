@@ -6,11 +6,13 @@ And beside an all-reduce of as much by NCCL, which needs a GPU per rank, or on t
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import distributed
@@ -18,6 +20,7 @@ from torch import distributed
 import hvd_backup.torch as hvd
 from hvd_backup.torch import ddp_hook, staging
 from hvd_backup.torch.mapped import Mapped
+from hvd_backup.torch.staged import Copies
 
 TENSORS = 161  # as a ResNet-50 has
 
@@ -66,31 +69,50 @@ def model(device: torch.device, mib: int) -> list[torch.nn.Parameter]:
     return params
 
 
-def measure(device: torch.device, mib: int, times: int, path: str, library: str | None) -> None:
+def watch() -> list[Any]:
+    """The ways that gradients go, from now on: Copies or Mapped."""
+    made: list[Any] = []
+
+    def watched(kind: Any) -> None:
+        make = kind.__init__
+        kind.__init__ = lambda self, *a, **k: (made.append(self), make(self, *a, **k))[1]
+
+    watched(Copies)
+    watched(Mapped)
+    return made
+
+
+def measure(
+    device: torch.device, mib: int, times: int, path: str, library: str | None, made: list[Any]
+) -> dict[str, Any]:
+    """A row of the table; SystemExit if gradients went another way than `path`."""
+    made.clear()
     alone = torch.optim.SGD(model(device, mib), 0.0)
     alone_ms = median_ms(device, times, alone.step)
     together = hvd.DistributedOptimizer(torch.optim.SGD(model(device, mib), 0.0))
     step_ms = median_ms(device, times, together.step)
+    if {type(way) for way in made} != {Mapped if path == "mapped" else Copies}:
+        raise SystemExit(f"the gradients went another way than {path}: see the log")
+    pinned = path == "staged" and not any(way.why_not_pinned for way in made)
     together.close()
     copies_ms = median_ms(device, times, copies(device, mib))
     library_ms = median_ms(device, times, all_reduce(device, mib)) if library else None
     overhead_ms = step_ms - alone_ms
     gpus = len(set(hvd.allgather_object(str(device)))) if device.type == "cuda" else 0
-    if hvd.rank() == 0:
-        row = {
-            "path": path,
-            "ranks": hvd.size(),
-            "gpus": gpus,
-            "mib": mib,
-            "step_ms": round(step_ms, 4),
-            "alone_ms": round(alone_ms, 4),
-            "overhead_ms": round(overhead_ms, 4),
-            "copies_ms": round(copies_ms, 4),
-            "ratio": round(overhead_ms / copies_ms, 3),
-            "library": library,
-            "library_ms": library_ms and round(library_ms, 4),
-        }
-        print(json.dumps(row), flush=True)
+    return {
+        "path": path,
+        "pinned": pinned,
+        "ranks": hvd.size(),
+        "gpus": gpus,
+        "mib": mib,
+        "step_ms": round(step_ms, 4),
+        "alone_ms": round(alone_ms, 4),
+        "overhead_ms": round(overhead_ms, 4),
+        "copies_ms": round(copies_ms, 4),
+        "ratio": round(overhead_ms / copies_ms, 3),
+        "library": library,
+        "library_ms": library_ms and round(library_ms, 4),
+    }
 
 
 def main() -> None:
@@ -102,9 +124,7 @@ def main() -> None:
     given = parser.parse_args()
     staging.STAGE_ON_CPU = given.device == "cpu"
     os.environ["HVD_BACKUP_DEVICE_PATH"] = given.path
-    mapped: list[Mapped] = []
-    make = Mapped.__init__
-    Mapped.__init__ = lambda self, *a: (mapped.append(self), make(self, *a))[1]  # type: ignore[method-assign]
+    made = watch()
     hvd.init()
     device = torch.device("cpu")
     library: str | None = "gloo"
@@ -114,11 +134,11 @@ def main() -> None:
         library = "nccl" if given.each else None
     if library:
         ddp_hook.set_torchrun_env()
-        distributed.init_process_group(library)
+        distributed.init_process_group(library, timeout=datetime.timedelta(seconds=60))
     for mib in (1, 4) if given.quick else (1, 16, 64, 256):
-        measure(device, mib, 5 if given.quick else 30, given.path, library)
-    if bool(mapped) != (given.path == "mapped"):
-        raise SystemExit("the ranks cannot map each other's device memory: see the log")
+        row = measure(device, mib, 5 if given.quick else 30, given.path, library, made)
+        if hvd.rank() == 0:
+            print(json.dumps(row), flush=True)
     if library:
         hvd.barrier()
         distributed.destroy_process_group()

@@ -1,10 +1,11 @@
-// hvd_backup_tests [--list] [--limit SECONDS] [SUBSTRING]
+// hvd_backup_tests [--list] [--limit SECONDS] [--need-gpu] [SUBSTRING]
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 
 #include "check.hpp"
+#include "device/cuda.hpp"
 
 namespace check = hvd_backup::check;
 
@@ -18,8 +19,15 @@ int main(int argc, char** argv) {
       list = true;
     } else if (argument == "--limit" && i + 1 < argc) {
       limit_s = static_cast<unsigned>(std::strtoul(argv[++i], nullptr, 10));
+    } else if (argument == "--need-gpu") {
+      const hvd_backup::CudaStatus status = hvd_backup::cuda_status();
+      if (status.devices == 0) {
+        std::fprintf(stderr, "%s\n", status.why.c_str());
+        return 1;
+      }
     } else if (argument.rfind("--", 0) == 0) {
-      std::fprintf(stderr, "usage: %s [--list] [--limit SECONDS] [SUBSTRING]\n", argv[0]);
+      std::fprintf(stderr, "usage: %s [--list] [--limit SECONDS] [--need-gpu] [SUBSTRING]\n",
+                   argv[0]);
       return 2;
     } else {
       filter = argument;

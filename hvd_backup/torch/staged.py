@@ -58,8 +58,13 @@ class Copies:
         """The last result is not read any more after it. ``stage()`` implies it."""
         self._staging.settle()
 
+    @property
+    def why_not_pinned(self) -> str:
+        """Why the shared memory is not pinned where it lies, in CUDA's words; empty if it is."""
+        return self._staging.why_not_pinned
+
     def _say_if_not_pinned(self) -> None:
-        if not self._said and (why := self._staging.why_not_pinned):
+        if not self._said and (why := self.why_not_pinned):
             self._said = True
             log.warning(
                 "rank %d, %s: the shared memory cannot be pinned (%s); gradients are copied once "

@@ -9,6 +9,9 @@ All ranks share one GPU, unless `--each`. Needs torch and numpy alone, no pytest
 from __future__ import annotations
 
 import argparse
+import datetime
+import faulthandler
+import gc
 import hashlib
 import os
 import signal
@@ -28,6 +31,7 @@ from hvd_backup.torch import ddp_hook, staging
 from hvd_backup.torch.mapped import Mapped
 from hvd_backup.torch.staged import Staged
 
+LIMIT_S = 240  # then all ranks show where they are
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PROPERTIES: list[Callable[[torch.device], None]] = []
 ON_GPU_ONLY: list[Callable[[torch.device], None]] = []
@@ -347,7 +351,7 @@ def a_late_rank_loads_what_it_missed_when_the_others_have_closed(device):
 @when_staged
 def a_ddp_model_with_the_hook_has_the_mean_of_the_contributors(device):
     ddp_hook.set_torchrun_env()
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 4)]
     net = torch.nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
@@ -407,12 +411,15 @@ def the_capture_of_a_step_in_a_graph_is_refused_in_words(device):
     optimizer.step()
     graph = torch.cuda.CUDAGraph()
     said = "nothing"
+    gc.collect()  # what is freed amid a capture ends it
+    gc.disable()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         try:
             optimizer.step()
         except RuntimeError as error:
             said = str(error)
-        param.add_(0.0)  # an empty graph is warned of
+        param.detach().add_(0.0)  # an empty graph is warned of
+    gc.enable()
     assert "cannot be captured in a CUDA graph" in said, said
     torch.cuda.synchronize()
     optimizer.step()
@@ -446,7 +453,9 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--path", choices=("staged", "mapped"), default="staged")
     parser.add_argument("--each", action="store_true", help="every rank has a GPU of its own")
+    parser.add_argument("--only", default="", help="part of the names of the properties")
     given = parser.parse_args()
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     calls = watch(given.device, given.path)
     hvd.init()
     device = torch.device("cpu")
@@ -457,6 +466,8 @@ def main() -> int:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     for function in PROPERTIES:
         name = function.__name__.replace("_", " ")
+        if given.only not in name:
+            continue
         if why := why_not(function, device, given.path):
             if hvd.rank() == 0:
                 print(f"skip  {name} ({why})")

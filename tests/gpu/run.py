@@ -27,6 +27,12 @@ BUILD = ROOT / "build" / "gpu"
 TESTS = BUILD / "hvd_backup_tests"
 SPEED = BUILD / "device_speed"
 NEEDED = ("numpy", "torch", "pybind11", "setuptools")
+ENV = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    "HVD_BACKUP_TIMEOUT": "60",  # seconds; a rank that hangs is to be told of while there is time
+    "GLOO_SOCKET_IFNAME": "lo",  # all ranks are here, and a name of the host may not resolve
+}
 SANITIZERS = ("memcheck", "racecheck")
 PATHS = ("staged", "mapped")
 
@@ -59,15 +65,16 @@ class Steps:
 
     def run(self, name: str, *command: str | Path, limit_s: float = 600) -> bool:
         print(f"== {name}", flush=True)
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
         began = time.monotonic()
         try:
             status = subprocess.run(
-                command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, timeout=limit_s, check=False
+                command, cwd=ROOT, env=ENV, stdin=subprocess.DEVNULL, timeout=limit_s, check=False
             ).returncode
             word = "pass" if status == 0 else f"FAIL (exit status {status})"
         except subprocess.TimeoutExpired:
             word = f"FAIL (not done after {limit_s:g} s)"
+        except OSError as error:  # what was to be built was not, say
+            word = f"FAIL ({error.strerror}: {error.filename})"
         self.done.append((name, word, time.monotonic() - began))
         print(f"== {name}: {word} after {self.done[-1][2]:.1f} s", flush=True)
         return word == "pass"
@@ -83,26 +90,17 @@ class Steps:
         return 1 if any(word.startswith("FAIL") for _, word, _ in self.done) else 0
 
 
-def build(steps: Steps, *programs: str) -> bool:
-    """The extension in place, and C++ programs in BUILD."""
+def build(steps: Steps, programs: list[str]) -> None:
+    """C++ programs in BUILD, which need no Python; then the extension in place."""
     python = sys.executable
-    if not steps.run("build the extension", python, "setup.py", "--quiet", "build_ext", "-i"):
-        return False
-    jobs = str(len(os.sched_getaffinity(0)))
-    cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
     name = f"build {' and '.join(programs)}"
-    if cmake is None:
-        return steps.run(name, python, "csrc/direct.py", BUILD, *programs)
-    generator = "Ninja" if ninja else "Unix Makefiles"
-    options = ("-G", generator, "-DHVD_BACKUP_PYTHON=OFF")
-    return steps.run("configure", cmake, "-S", "csrc", "-B", BUILD, *options) and steps.run(
-        name, cmake, "--build", BUILD, "--parallel", jobs, "--target", *programs
-    )
+    steps.run(name, python, "csrc/build.py", BUILD, "-DHVD_BACKUP_PYTHON=OFF", *programs)
+    steps.run("build the extension", python, "setup.py", "--quiet", "build_ext", "-i")
 
 
-def cases(device: str) -> str:
-    """Part of the names of the C++ cases that are meant."""
-    return "GPU" if device == "cuda" else "twin"
+def cases(device: str) -> tuple[str, ...]:
+    """The C++ cases that are meant, for the program's command line."""
+    return ("--need-gpu", "GPU") if device == "cuda" else ("twin",)
 
 
 def ranks(count: int) -> tuple[str | Path, ...]:
@@ -111,13 +109,23 @@ def ranks(count: int) -> tuple[str | Path, ...]:
     return (sys.executable, *launcher, sys.executable)
 
 
+def run_built(steps: Steps, name: str, *command: str | Path) -> None:
+    """A step with a program in BUILD, which may not be there with --no-build."""
+    lacking = [word for word in command if isinstance(word, Path) and not word.exists()]
+    if lacking:
+        steps.skip(name, f"there is no {lacking[0].relative_to(ROOT)}")
+    else:
+        steps.run(name, *command)
+
+
 def test(steps: Steps, given: argparse.Namespace) -> None:
     """Kernels and both paths in C++, then the core and torch on several ranks of one GPU."""
-    if not given.no_build:
-        steps.run(f"C++ cases: {cases(given.device)}", TESTS, cases(given.device))
+    steps.run("what CUDA can do here", sys.executable, "-m", "hvd_backup.cluster.probe", "cuda")
+    run_built(steps, f"C++ cases: {cases(given.device)[-1]}", TESTS, *cases(given.device))
     for size, path in itertools.product(given.ranks, PATHS):
         program = ("tests/gpu/properties.py", "--device", given.device, "--path", path)
-        steps.run(f"properties on {size} ranks, {given.device}, {path}", *ranks(size), *program)
+        name = f"properties on {size} ranks, {given.device}, {path}"
+        steps.run(name, *ranks(size), *program, limit_s=300)
     if given.device == "cuda":
         with_a_gpu_each(steps, given.ranks)
 
@@ -133,7 +141,7 @@ def sanitize(steps: Steps, given: argparse.Namespace) -> None:
             steps.skip(name, "compute-sanitizer is not on PATH")
         else:
             line = (sanitizer, "--tool", tool, "--error-exitcode", "9")
-            steps.run(name, *line, TESTS, "--limit", "1200", cases(given.device), limit_s=1800)
+            run_built(steps, name, *line, TESTS, "--limit", "600", *cases(given.device))
 
 
 def bench(steps: Steps, given: argparse.Namespace) -> None:
@@ -155,7 +163,7 @@ def with_a_gpu_each(steps: Steps, worlds: list[int]) -> None:
         name = f"properties on {size} GPUs, {path}"
         program = ("tests/gpu/properties.py", "--each", "--path", path)
         if size <= gpus:
-            steps.run(name, *ranks(size), *program)
+            steps.run(name, *ranks(size), *program, limit_s=300)
         else:
             steps.skip(name, f"there are {gpus} GPUs" if gpus > 1 else "there is one GPU")
 
@@ -175,10 +183,10 @@ def main() -> int:
             print(f"  - {what}", file=sys.stderr)
         return 2
     steps = Steps()
-    programs = dict.fromkeys(WHAT[what][1].name for what in given.what)
-    if given.no_build or build(steps, *programs):
-        for what in given.what:
-            WHAT[what][0](steps, given)
+    if not given.no_build:
+        build(steps, list(dict.fromkeys(WHAT[what][1].name for what in given.what)))
+    for what in given.what:
+        WHAT[what][0](steps, given)
     return steps.table()
 
 

@@ -22,7 +22,8 @@ def run(*arguments, **env):
 def test_the_properties_that_are_to_hold_on_a_gpu_hold_for_the_twins():
     done = run("test", "--device", "cpu", "--no-build", "--ranks", "3")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("\npass  ") == 17 + 15  # staged and mapped
+    properties = done.stdout.partition("== properties")[2]
+    assert properties.count("\npass  ") == 17 + 15  # staged and mapped
     assert "the mean of all has the bits of a sum in ascending order" in done.stdout
 
 
@@ -78,3 +79,20 @@ def test_the_benchmark_writes_what_it_prints(tmp_path):
     assert all(step["copies_ms"] > 0 and step["step_ms"] > 0 for step in results["steps"])
     assert "benchmarks/gpu.py --device cpu --quick" in results["meta"]["command"]
     assert "of a copy" in done.stdout
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path):
+    speed = tmp_path / "device_speed"
+    row = {"what": "pack", "dtype": "float32", "mib": 1, "ms": 1.0, "gb_s": 2.0, "of_copy": 0.5}
+    speed.write_text(f"#!/bin/sh\necho '{json.dumps(row)}'\nexit 3\n")
+    speed.chmod(0o755)
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--quick"]
+    command += ["--program", str(speed), "--ranks", "1", "--out", str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    results = json.loads((tmp_path / "gpu_cpu.json").read_text())
+    assert results["kernels"] == [row]
+    assert [failed["exit_status"] for failed in results["failed"]] == [3]
+    assert len(results["steps"]) == 4
+    assert "failed with exit status 3: " in done.stdout

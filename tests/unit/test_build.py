@@ -1,0 +1,79 @@
+"""csrc/build.py, which builds with CMake or without: folders that CMake would refuse."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+spec = importlib.util.spec_from_file_location("csrc_build", CSRC / "build.py")
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+
+pytestmark = pytest.mark.timeout(300)  # CMake looks for compilers by using them
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory):
+    """A folder that CMake has configured, and by which generator."""
+    cmake, ninja = build.tool("cmake"), build.tool("ninja")
+    if cmake is None:
+        pytest.skip("cmake is not on PATH")
+    generator = "Ninja" if ninja else "Unix Makefiles"
+    folder = tmp_path_factory.mktemp("build") / "here"
+    command = [cmake, "-S", CSRC, "-B", folder, "-G", generator]
+    command += ["-DHVD_BACKUP_PYTHON=OFF", "-DHVD_BACKUP_CUDA=OFF"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder, generator
+
+
+def test_a_folder_that_cmake_made_here_is_kept_also_by_another_name_of_it(configured, tmp_path):
+    folder, generator = configured
+    (tmp_path / "link").symlink_to(folder)
+    for name in (folder, tmp_path / "link"):
+        build.drop_stale(name, generator)
+        assert (folder / "CMakeCache.txt").exists()
+
+
+@pytest.mark.parametrize("change", ["moved", "of another source", "another generator", "broken"])
+def test_a_folder_that_cmake_would_refuse_is_removed(configured, tmp_path, change, capsys):
+    folder, generator = configured
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    cache = moved / "CMakeCache.txt"
+    text = cache.read_text().replace(str(folder), str(moved))
+    if change == "moved":
+        text = text.replace(str(moved), str(folder))
+    elif change == "of another source":
+        text = text.replace(f"CMAKE_HOME_DIRECTORY:INTERNAL={CSRC}", "CMAKE_HOME_DIRECTORY:X=/no")
+    elif change == "another generator":
+        generator = "Xcode"
+    else:
+        text = ""
+    cache.write_text(text)
+    build.drop_stale(moved, generator)
+    assert not moved.exists()
+    assert f"{moved} was made elsewhere" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_there_is_no_error(tmp_path):
+    build.drop_stale(tmp_path / "nothing", "Ninja")
+
+
+def test_without_cmake_the_other_builder_is_asked(tmp_path):
+    python = Path(sys.base_prefix) / "bin" / "python3"  # a virtual environment's may have a cmake
+    if (python.parent / "cmake").exists():
+        pytest.skip(f"there is a cmake beside {python}")
+    run = subprocess.run(
+        [python, CSRC / "build.py", tmp_path / "out"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "no cmake: building without it" in run.stdout
+    assert "no C++ compiler: put g++ on PATH, or set CXX" in run.stderr
