@@ -114,11 +114,17 @@ class _OnDevice(_Way):
         self._device = device
         runs, self._order = runs_of(layout, indices, exchange)
         self._copies = Copies(device, runs, exchange, pin=staging.PIN)
+        self._dtypes = [slot.dtype for slot in layout.gradients(exchange.slots)]
         self._grads: dict[int, torch.Tensor] = {}
         self._streams: set[torch.cuda.Stream] = set()
 
     def put(self, i: int, grad: torch.Tensor) -> None:
         refuse_capture(self._device, "the round of a DDP hook")
+        if grad.dtype != self._dtypes[i]:
+            raise TypeError(
+                f"DistributedDataParallel made a gradient of {grad.dtype} for a parameter of "
+                f"{self._dtypes[i]}; on a GPU the hook needs them alike (no mixed_precision=)"
+            )
         self._grads[i] = grad
         if self._device.type == "cuda":
             self._streams.add(torch.cuda.current_stream(self._device))

@@ -167,14 +167,15 @@ class DdpHook:
                 )
         if self._exchange is None:
             what = ", ".join(f"{n}: {d}{list(s)}" for n, d, s, _ in self._layout.signature)
-            self._exchange = Exchange(
+            exchange = Exchange(
                 self._layout.flats,
                 name=f"DDP hook({what})",
                 signature=self._layout.signature,
                 **self._options,
             )
             with runtime.current().failing_together():
-                self._buckets = Buckets(self._params, self._layout, self._exchange)
+                self._buckets = Buckets(self._params, self._layout, exchange)
+            self._exchange = exchange
         return self._exchange
 
 

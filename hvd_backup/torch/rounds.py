@@ -283,9 +283,9 @@ class Rounds:
             exchange.stats = self._exchange.stats
             self._staging.own_gradients()
             self._exchange.close()
-        self._exchange = exchange
         with runtime.current().failing_together():
             self._staging = Staging(params, names, layout, contexts, exchange, self._ways)
+        self._exchange = exchange
 
     def _check_free(self, params: list[torch.Tensor]) -> None:
         for param in params:

@@ -86,6 +86,14 @@ def test_a_wrong_argument_on_one_rank_is_told_there_and_the_others_fail(cases, c
         assert "rank 1 has left" in facts["text"]
 
 
+def test_a_rank_whose_device_refuses_fails_the_others_and_all_can_close(cases):
+    first, refused, last = cases["gradients_cannot_be_staged_on_one_rank"]
+    assert (refused["error"], refused["text"]) == ("DeviceError", "no room on the device")
+    for facts in (first, last):
+        assert facts["error"] == "PeerFailed"
+        assert "rank 1 failed with DeviceError: no room on the device" in facts["text"]
+
+
 def test_a_rank_with_fewer_steps_fails_the_others_without_backups(cases):
     first, _, last = cases["one_step_less_then_shutdown"]
     for facts in (first, last):

@@ -11,6 +11,7 @@ from facts import new_world, start, tell
 import hvd_backup as hb
 import hvd_backup.torch as hvd
 from hvd_backup.board import Board
+from hvd_backup.torch import staged, staging
 
 RANK, SIZE = start()
 ODD = RANK == 1
@@ -112,6 +113,19 @@ def other_treatment_of_nan_on_one_rank():
     opt.step()
 
 
+def gradients_cannot_be_staged_on_one_rank():
+    model, opt = linear()
+    refusing = mock.Mock(side_effect=hb.DeviceError("no room on the device"))
+    with (
+        mock.patch.object(staging, "STAGE_ON_CPU", True),
+        mock.patch.object(staged, "Copies", refusing if ODD else staged.Copies),
+    ):
+        try:
+            step(model, opt)
+        finally:
+            opt.close()
+
+
 def parameters_frozen_on_one_rank():
     model, opt = linear()
     step(model, opt)
@@ -177,6 +191,7 @@ CASES = [
     too_many_backups_on_one_rank,
     integers_on_one_rank,
     other_treatment_of_nan_on_one_rank,
+    gradients_cannot_be_staged_on_one_rank,
     parameters_frozen_on_one_rank,
     optimizers_in_another_order,
     second_optimizer_on_one_rank,
