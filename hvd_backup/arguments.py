@@ -1,12 +1,16 @@
-"""What Horovod's optimizers and tapes are given, in any framework, checked in Horovod's words."""
+"""What optimizers and tapes of any framework are given, checked: in Horovod's words if any."""
 
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
+from typing import cast
 
 from hvd_backup.wire import Average, Sum
 
+# The core's: beyond these, a weight times a float32, or a sum of weights, may be no number.
+LEAST_WEIGHT, MOST_WEIGHT = 1e-30, 1e30
 SPARSE_MEANS = ("contributors", "rows")
 
 
@@ -69,6 +73,19 @@ def check_compression(compression: object) -> None:
             f"compression={compression!r} has no compress() and decompress(); use hvd.Compression. "
             "(backup_workers is given by its name.)"
         )
+
+
+def check_weight(weight: object, name: str) -> float:
+    """The weight of a contribution, as the core takes it; raises TypeError and ValueError."""
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {weight!r}")
+    number = cast("float", weight)
+    if number != 0 and not LEAST_WEIGHT <= number <= MOST_WEIGHT:
+        raise ValueError(
+            f"{name} must be 0 (to abstain) or between {LEAST_WEIGHT:g} and {MOST_WEIGHT:g}, not "
+            f"{weight!r}"
+        )
+    return float(number)
 
 
 def check_passes(passes: object) -> None:

@@ -7,6 +7,7 @@ round with its whole gradient, or late with its whole gradient.
 
 import os
 import socket
+import weakref
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from hvd_backup import operations, runtime
+from hvd_backup.arguments import check_weight
 from hvd_backup.config import RoundOptions
 from hvd_backup.exchange import Exchange
 from hvd_backup.reports import Round, Stats
@@ -99,31 +101,46 @@ class DdpHook:
                 raise ValueError(
                     f"backup_workers={backup_workers}, but parameter {name!r} is of a {why}"
                 )
-            if owners.owner(param) is not None:
-                raise ValueError(f"parameter {name!r} already has a DistributedOptimizer")
+            if (who := owners.owner(param)) is not None:
+                raise ValueError(f"parameter {name!r} already has {owners.title(who)}")
         names = {id(param): name for name, param in named}
         self._layout = GradientLayout(self._params, self._names, rows=False)
         check_devices(self._params, lambda param: names[id(param)])
         gpus = [device for device in by_device(self._params) if device.type != "cpu"]
         self._devices: list[int | str | torch.device] = [*gpus]
-        self._model, self._options = model, options
+        # Weak: DDP's reducer holds the hook where Python's collector cannot see it.
+        self._model = weakref.ref(model)
+        self._options = options
         self._exchange: Exchange | None = None
         self._buckets: Buckets
         self._waiting: list[tuple[Future[torch.Tensor], Any]] = []
+        self._missing = self._all = {id(param) for param in self._params}
+        self._weight = 1.0
         self.backup_workers = backup_workers
-        self.weight = 1.0
-        """How much this rank's gradient counts in the mean: its batch size, say. 0 abstains."""
         self.last_round: Round | None = None
         """The round of the last backward pass."""
         for param in self._params:
             owners.take(param, self)
+
+    @property
+    def weight(self) -> float:
+        """How much this rank's gradient counts in the mean: its batch size, say. 0 abstains.
+
+        Setting it raises TypeError for what is no number, and ValueError for one that is neither 0
+        nor between 1e-30 and 1e30: an error amid ``backward()`` would be the end of DDP's model.
+        """
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self._weight = check_weight(value, "hook.weight")
 
     def stats(self) -> Stats:
         """This rank's rounds so far."""
         return self._exchange.stats if self._exchange is not None else Stats()
 
     def close(self) -> None:
-        """The last round was the last one. DDP keeps its hook: drop the model as well."""
+        """The last round was the last one. DDP keeps its hook: drop it, and wrap the model anew."""
         for param in self._params:
             owners.give_back(param, self)
         owners.forget(self)
@@ -135,14 +152,19 @@ class DdpHook:
     def take(self, bucket: distributed.GradBucket) -> Future[torch.Tensor]:  # type: ignore[name-defined]
         """DDP's communication hook."""
         exchange = self._prepared()
+        params = {id(param) for param in bucket.parameters()}
+        if not params <= self._missing:  # the last pass has ended early, by an exception
+            self._missing = self._all
+            self._waiting.clear()
+        self._missing = self._missing - params
         for param, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
             self._buckets.put(param, grad)
-        if bucket.index() == 0:
-            self._waiting.clear()  # of a pass that an exception has ended
         # With devices, who waits for the answer has its streams wait for ours.
         answer: Future[torch.Tensor] = Future(devices=self._devices)
         self._waiting.append((answer, bucket))
-        if bucket.is_last():
+        # Not bucket.is_last(), which no bucket is in the first pass of a static graph.
+        if not self._missing:
+            self._missing = self._all
             self._go_through_a_round(exchange)
         return answer
 
@@ -157,8 +179,9 @@ class DdpHook:
             answer.set_result(bucket.buffer())
 
     def _prepared(self) -> Exchange:
-        if getattr(self._model, "_join_config", None) is not None:
-            joins = cast("Any", self._model)._join_config.enable  # noqa: SLF001 (no public name)
+        model = self._model()
+        if getattr(model, "_join_config", None) is not None:
+            joins = cast("Any", model)._join_config.enable  # noqa: SLF001 (no public name)
             if joins and self.backup_workers > 0:
                 raise RuntimeError(
                     "model.join() lets every iteration wait for every rank, so that backup workers "

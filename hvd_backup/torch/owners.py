@@ -30,6 +30,11 @@ def owner(param: torch.Tensor) -> Owner | None:
     return None if reference is None else reference()
 
 
+def title(one: Owner) -> str:
+    """With its article, for messages."""
+    return "a DistributedOptimizer" if hasattr(one, "attempt") else "a DDP hook"
+
+
 def take(param: torch.Tensor, by: Owner) -> None:
     """From now on `by` exchanges this parameter's gradient."""
     _owners[param] = weakref.ref(by)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import numbers
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -209,9 +208,7 @@ class Rounds:
 
     def _weight(self) -> float:
         """How much the gradient that has been staged counts."""
-        weight: float = self._optimizer.weight
-        if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
-            raise TypeError(f"optimizer.weight must be a number, not {weight!r}")
+        weight = arguments.check_weight(self._optimizer.weight, "optimizer.weight")
         if self._on_nonfinite == "contribute" or self._staging.is_finite():
             return weight
         number = cast("Exchange", self._exchange).number
@@ -289,9 +286,9 @@ class Rounds:
 
     def _check_free(self, params: list[torch.Tensor]) -> None:
         for param in params:
-            if owners.owner(param) is not None:
+            if (who := owners.owner(param)) is not None:
                 raise ValueError(
-                    f"parameter {self._name(param)!r} already has a DistributedOptimizer; "
+                    f"parameter {self._name(param)!r} already has {owners.title(who)}; "
                     "call close() on it first"
                 )
             if self.backup_workers > 0 and (why := owners.needs_every_rank(param)):

@@ -1,7 +1,9 @@
 """DistributedDataParallel with the communication hook: one round per backward pass."""
 
+import gc
 import os
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -152,6 +154,63 @@ def test_any_strides_and_dtypes_are_averaged():
     hook.close()
 
 
+@pytest.mark.usefixtures("way")
+def test_a_static_graph_of_two_dtypes_goes_through_a_round_per_pass():
+    """In whose first pass DDP calls no bucket the last."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide = nn.Linear(4, 4), nn.Linear(4, 2).double()
+
+        def forward(self, x):
+            return self.wide(self.narrow(x).double())
+
+    torch.manual_seed(0)
+    net = Mixed()
+    model = ddp(net, static_graph=True)
+    hook = ddp_hook.register(model)
+    for step in range(3):
+        x = torch.from_numpy(np.random.default_rng((RANK, step)).random((2, 4), np.float32))
+        model.zero_grad()
+        model(x).square().sum().backward()
+        alone = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+        for p, theirs in zip(
+            net.parameters(), zip(*hvd.allgather_object(alone), strict=True), strict=True
+        ):
+            torch.testing.assert_close(p.grad, sum(theirs) / SIZE, rtol=1e-5, atol=1e-6)
+        assert hook.last_round.number == step
+    hook.close()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_model_with_a_hook_is_freed_when_nobody_has_it_any_more(closed):
+    model = ddp()
+    hook = ddp_hook.register(model)
+    backward(model, batch(0))
+    if closed:
+        hook.close()
+    gone = [weakref.ref(model), weakref.ref(model.module), weakref.ref(hook)]
+    del model, hook
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 3
+    hvd.barrier()
+
+
+@pytest.mark.parametrize(
+    ("weight", "error"),
+    [("2", TypeError), (None, TypeError), (True, TypeError)]
+    + [(bad, ValueError) for bad in (float("nan"), float("inf"), -1, 1e-31, 2**2000)],
+)
+def test_a_weight_that_cannot_be_is_refused_when_it_is_set(weight, error):
+    model = ddp()
+    hook = ddp_hook.register(model)
+    with pytest.raises(error, match=r"hook\.weight must be"):
+        hook.weight = weight
+    assert hook.weight == 1.0
+    hook.close()
+
+
 def test_some_ranks_may_have_their_gradients_on_a_device(monkeypatch):
     monkeypatch.setattr(staging, "STAGE_ON_CPU", RANK % 2 == 0)
     conv = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
@@ -230,4 +289,7 @@ def test_what_is_no_ddp_model_or_has_an_optimizer_is_refused():
     with pytest.raises(ValueError, match=r"'0.weight' already has a DistributedOptimizer"):
         ddp_hook.register(model)
     opt.close()
-    ddp_hook.register(model).close()
+    hook = ddp_hook.register(model)
+    with pytest.raises(ValueError, match=r"'0.weight' already has a DDP hook"):
+        ddp_hook.register(model)
+    hook.close()
