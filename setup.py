@@ -20,8 +20,10 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         build = [sys.executable, str(ROOT / "csrc" / "build.py"), str(BUILD)]
-        options = shlex.split(os.environ.get("HVD_BACKUP_CMAKE_ARGS", ""))
-        subprocess.run([*build, f"-DPython_EXECUTABLE={sys.executable}", *options], check=True)
+        build += [f"-DPython_EXECUTABLE={sys.executable}"]
+        build += shlex.split(os.environ.get("HVD_BACKUP_CMAKE_ARGS", ""))
+        if subprocess.run(build, check=False).returncode:
+            raise CompileError("the core was not built, see the messages above")
         super().run()
 
     def build_extension(self, ext: Extension) -> None:

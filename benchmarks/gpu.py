@@ -34,6 +34,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     given = parser.parse_args()
+    if not given.program.exists():
+        parser.error(f"--program: there is no {given.program}; `make bench-gpu` builds it")
     results = Results(given.out / f"gpu_{given.device}.json", meta(given.device))
     device = "0" if given.device == "cuda" else "cpu"
     most = "4" if given.quick else "256"

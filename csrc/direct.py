@@ -1,13 +1,15 @@
 """Builds without CMake, for machines that have a compiler and not much else.
 
-    python csrc/direct.py BUILD TARGET…      targets: _core, hvd_backup_tests, device_speed
+    python csrc/direct.py [--cuda=AUTO|ON|OFF] BUILD TARGET…
 
-Release builds only, without MPI; g++ or $CXX, and nvcc if it is on PATH ($CUDACXX). What is
+Targets: _core, hvd_backup_tests, device_speed. Release builds only, without MPI; g++ or $CXX, and
+nvcc if it is on PATH ($CUDACXX). What is
 compiled, and how, is CMakeLists.txt's to say: tests/unit/test_direct_build.py compares.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shutil
@@ -45,11 +47,14 @@ class Tools:
     archs: tuple[int, ...] = ()
 
     @classmethod
-    def find(cls) -> Tools:
+    def find(cls, cuda: str = "AUTO") -> Tools:
         cxx = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
         if cxx is None:
             raise BuildError("no C++ compiler: put g++ on PATH, or set CXX")
         nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc") or ""
+        if cuda == "ON" and not nvcc:
+            raise BuildError("CUDA is to be ON, but no nvcc was found; put it on PATH, or CUDACXX")
+        nvcc = "" if cuda == "OFF" else nvcc
         archs: tuple[int, ...] = ()
         if nvcc:
             listed = subprocess.run(
@@ -131,11 +136,17 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
-def main(folder: str, *targets: str) -> int:
+def main(*words: str) -> int:
     """Build the targets; 1 if one cannot be built."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cuda", choices=("AUTO", "ON", "OFF"), default="AUTO")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("targets", nargs="+", choices=list(TARGETS), metavar="TARGET")
+    given = parser.parse_args(words)
     try:
-        for target in targets:
-            print(build(Path(folder), target, Tools.find()))
+        tools = Tools.find(given.cuda)
+        for target in given.targets:
+            print(build(given.folder, target, tools))
     except BuildError as error:
         print(f"build: {error}", file=sys.stderr)
         return 1

@@ -1,12 +1,18 @@
 # Chooses between the twins device/cuda_*.cu and device/no_cuda*.cpp.
 # Sets HVD_BACKUP_CUDA_FOUND.
 set(HVD_BACKUP_CUDA_FOUND OFF)
+if(NOT HVD_BACKUP_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "HVD_BACKUP_CUDA is AUTO, ON or OFF, not ${HVD_BACKUP_CUDA}")
+endif()
 if(HVD_BACKUP_CUDA STREQUAL "OFF" OR HVD_BACKUP_SANITIZE)
   message(STATUS "CUDA: off")
   return()
 endif()
 
 include(CheckLanguage)
+if(NOT CMAKE_CUDA_COMPILER)
+  unset(CMAKE_CUDA_COMPILER CACHE)  # that there was none last time: there may be one by now
+endif()
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
   if(HVD_BACKUP_CUDA STREQUAL "ON")

@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -148,7 +149,10 @@ def bench(steps: Steps, given: argparse.Namespace) -> None:
     """Kernels beside the device's own copy, and what a step pays for its exchange."""
     line = ["benchmarks/gpu.py", "--device", given.device, "--program", str(SPEED)]
     line += ["--ranks", ",".join(map(str, given.ranks)), *(["--quick"] if given.quick else [])]
-    steps.run("benchmark", sys.executable, *line, limit_s=1800)
+    if SPEED.exists():
+        steps.run("benchmark", sys.executable, *line, limit_s=1800)
+    else:
+        steps.skip("benchmark", f"there is no {SPEED.relative_to(ROOT)}")
 
 
 WHAT = {"test": (test, TESTS), "sanitize": (sanitize, TESTS), "bench": (bench, SPEED)}
@@ -178,20 +182,26 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few samples")
     given = parser.parse_args()
     if lacks := missing(given.device, build=not given.no_build):
-        print(f"{', '.join(given.what)}: cannot run on a GPU here; missing:", file=sys.stderr)
+        print(f"{', '.join(given.what)}: cannot run here; missing:", file=sys.stderr)
         for what in lacks:
             print(f"  - {what}", file=sys.stderr)
         return 2
     steps = Steps()
-    if not given.no_build:
-        build(steps, list(dict.fromkeys(WHAT[what][1].name for what in given.what)))
-    for what in given.what:
-        WHAT[what][0](steps, given)
+    try:
+        if not given.no_build:
+            build(steps, list(dict.fromkeys(WHAT[what][1].name for what in given.what)))
+        for what in given.what:
+            WHAT[what][0](steps, given)
+    except KeyboardInterrupt:
+        steps.table()
+        return 130
     return steps.table()
 
 
 def sizes(text: str) -> list[int]:
     """World sizes, from `2,3,4`."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: use numbers of ranks, as in 2,3,4")
     return [int(size) for size in text.split(",")]
 
 

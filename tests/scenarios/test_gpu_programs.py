@@ -54,10 +54,17 @@ def test_without_a_gpu_it_is_said_what_is_missing(what, tmp_path):
         pytest.skip("there is a GPU")
     done = run(what, PATH=str(tmp_path))
     assert done.returncode == 2
-    assert f"{what}: cannot run on a GPU here; missing:" in done.stderr
+    assert f"{what}: cannot run here; missing:" in done.stderr
     assert "  - nvcc: put the CUDA toolkit's bin folder on PATH" in done.stderr
     assert "  - a C++ compiler" in done.stderr
     assert "torch" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("sizes", ["0", "-1", "x", "2,,3", ""])
+def test_sizes_that_are_none_are_refused(sizes):
+    done = run("test", f"--ranks={sizes}")
+    assert done.returncode == 2
+    assert f"{sizes!r}: use numbers of ranks, as in 2,3,4" in done.stderr
 
 
 def test_the_benchmark_writes_what_it_prints(tmp_path):

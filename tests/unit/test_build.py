@@ -1,6 +1,8 @@
 """csrc/build.py, which builds with CMake or without: folders that CMake would refuse."""
 
 import importlib.util
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +63,53 @@ def test_a_folder_that_cmake_would_refuse_is_removed(configured, tmp_path, chang
 
 def test_a_folder_that_is_not_there_is_no_error(tmp_path):
     build.drop_stale(tmp_path / "nothing", "Ninja")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "usage: build.py FOLDER"),
+        (["-DA=B"], "usage: build.py FOLDER"),
+        (["folder", "-Wno-dev"], "-Wno-dev: options are of the form -DNAME=VALUE"),
+        (["folder", "-D", "A=B"], "-D: options are of the form -DNAME=VALUE"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(words, said):
+    with pytest.raises(ValueError, match=said):
+        build.commands(words)
+
+
+def test_an_option_that_is_not_given_is_not_remembered_from_last_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "tool", lambda name: f"/bin/{name}")
+    words = [str(tmp_path), "-DHVD_BACKUP_CUDA:STRING=ON", "-DOTHER=a b", "one", "two"]
+    configure, compile_ = build.commands(words)
+    given = [word for word in configure if word.startswith("-D")]
+    assert given[:3] == ["-DHVD_BACKUP_CUDA=ON", "-DHVD_BACKUP_MPI=AUTO", "-DOTHER=a b"]
+    assert compile_[-3:] == ["--target", "one", "two"]
+
+
+def test_without_cmake_options_reach_the_other_builder_or_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "tool", lambda _: None)
+    [direct] = build.commands([str(tmp_path), "-DHVD_BACKUP_CUDA=OFF", "-DPython_EXECUTABLE=p"])
+    assert direct[-3:] == ["--cuda=OFF", str(tmp_path), "_core"]
+    for option in ("-DHVD_BACKUP_MPI=ON", "-DHVD_BACKUP_SANITIZE=thread"):
+        with pytest.raises(ValueError, match=f"{option} needs CMake, and there is none"):
+            build.commands([str(tmp_path), option])
+
+
+def test_an_nvcc_that_was_missing_is_found_when_it_is_there(tmp_path):
+    cmake = build.tool("cmake")
+    if cmake is None or shutil.which("nvcc") is None:
+        pytest.skip("cmake or nvcc is not on PATH")
+    said = []
+    for path in ("/usr/bin:/bin", os.environ["PATH"]):
+        command = [cmake, "-S", CSRC, "-B", tmp_path / "out", "-DHVD_BACKUP_PYTHON=OFF"]
+        env = {**os.environ, "PATH": path}
+        run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        said.append(re.search(r"CUDA: (off|\d+)", run.stdout)[1])
+    if said[0] != "off":
+        pytest.skip("CMake finds nvcc elsewhere than on PATH")
+    assert said[1] != "off"
 
 
 def test_without_cmake_the_other_builder_is_asked(tmp_path):

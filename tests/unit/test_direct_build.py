@@ -79,3 +79,13 @@ def test_a_compiler_that_is_missing_is_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert direct.main(str(tmp_path), "device_speed") == 1
     assert "put g++ on PATH, or set CXX" in capsys.readouterr().err
+
+
+def test_cuda_is_left_out_if_it_is_to_be_off_and_missed_if_it_is_to_be_on(tmp_path, monkeypatch):
+    assert direct.Tools.find("OFF").nvcc == ""
+    (tmp_path / "g++").symlink_to(shutil.which("g++") or shutil.which("c++"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDACXX", raising=False)
+    assert direct.Tools.find().nvcc == ""
+    with pytest.raises(direct.BuildError, match="CUDA is to be ON, but no nvcc was found"):
+        direct.Tools.find("ON")
