@@ -39,13 +39,14 @@ def examine(trial_ranks: int, limit_s: float) -> Iterator[Finding]:
     """
     how = launch.detect(os.environ)
     later = OTHERS_S if how.rank else 0.0
-    answer = ask("mpi", limit_s, later)
+    without_mpi = how.launcher == launch.LOCAL
+    answer = ask("local" if without_mpi else "mpi", limit_s, later)
     # MPI may see R worlds of one: then what the launcher says.
     rank = answer.facts["rank"] if answer.facts.get("size", 1) > 1 else how.rank or 0
     if rank != 0:
         return
     yield Finding(OK, "hvd_backup", f"{_version()}, Python {sys.version.split()[0]}")
-    yield from findings.library(answer)
+    yield from findings.library(answer) if not without_mpi else [findings.no_library()]
     yield from _world(how, answer, trial_ranks, limit_s)
     yield findings.cuda(ask("cuda", limit_s))
     for name in FRAMEWORKS:

@@ -63,6 +63,11 @@ def library(answer: Answer) -> list[Finding]:
     ]
 
 
+def no_library() -> Finding:
+    """Ranks without MPI."""
+    return Finding(NOTE, "MPI", f"not used under {launch.LOCAL}")
+
+
 def abi(module: str) -> str:
     """For which MPI mpi4py's module was built, by its file name."""
     word = module.removeprefix("MPI.").partition(".")[0]
@@ -92,7 +97,9 @@ def started(how: launch.Launch, answer: Answer) -> Finding:
     """The launcher that started this process, and the world that MPI made of it."""
     name = how.launcher if how.launcher != launch.NONE else "none, or one that is not known here"
     world = answer.facts.get("size")
-    if world is None:
+    if world is None and how.launcher == launch.LOCAL:
+        return Finding(FAIL, "launcher", f"{name}: {answer.problem}")
+    if world is None:  # then there is no MPI, which has been told
         return Finding(NOTE, "launcher", name)
     if world == 1 and (how.size or 1) > 1:  # what the probe says then is launch.check's text
         return Finding(FAIL, "launcher", answer.problem)
@@ -213,6 +220,8 @@ def cuda(answer: Answer) -> Finding:
     """CUDA in the core, and which way gradients on a GPU go."""
     facts = answer.facts
     no_way = "gradients on a GPU are refused"
+    if facts.get("path") == "mapped":
+        no_way += ", with HVD_BACKUP_DEVICE_PATH=mapped, too"
     if "built" not in facts:
         return Finding(TODO, "CUDA", f"cannot be asked: {answer.problem}")
     if not facts["built"]:

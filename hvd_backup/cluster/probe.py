@@ -61,17 +61,30 @@ def _exchange(MPI: Any) -> None:
     ranks = world.allgather({"node": node.bcast(world.rank), **place()})
     node.Free()
     tell(rank=world.rank, ranks=ranks)
+    _mean()
 
+
+def local() -> None:
+    """The world that `hvd-backup run --no-mpi` makes; no MPI is loaded."""
+    import hvd_backup as hb
+
+    hb.init()
+    tell(rank=hb.rank(), size=hb.size(), ranks=hb.allgather_object({"node": 0, **place()}))
+    _mean()
+
+
+def _mean() -> None:
+    """A partial all-reduce of all ranks."""
     import numpy as np
 
     import hvd_backup as hb
     from hvd_backup.runtime import current
 
     hb.init()
-    mean, _ = hb.partial_allreduce(np.full(8, float(world.rank)), backup_workers=0)
-    if not np.all(mean == (world.size - 1) / 2):
+    mean, _ = hb.partial_allreduce(np.full(8, float(hb.rank())), backup_workers=0)
+    if not np.all(mean == (hb.size() - 1) / 2):
         raise RuntimeError(f"the mean of the ranks' numbers is wrong: {mean}")
-    tell(rank=world.rank, works=True, remote_reads=bool(getattr(current(), "remote_reads", False)))
+    tell(rank=hb.rank(), works=True, remote_reads=bool(getattr(current(), "remote_reads", False)))
     hb.shutdown()
 
 
@@ -120,11 +133,11 @@ def cuda() -> None:
         runtime=status.runtime_version,
         devices=status.devices,
         why=status.why,
+        path=os.environ.get("HVD_BACKUP_DEVICE_PATH", "").strip() or "staged",
     )
     if status.devices:
         tell(unpinned=try_staging(_core, 0))
-        path = os.environ.get("HVD_BACKUP_DEVICE_PATH", "").strip() or "staged"
-        tell(path=path, unmapped=try_mapping(_core, 0, status.devices - 1))
+        tell(unmapped=try_mapping(_core, 0, status.devices - 1))
 
 
 def try_staging(core: Any, device: int) -> str:
@@ -226,6 +239,7 @@ def _one_line(error: BaseException) -> str:
 
 PROBES: dict[str, Callable[[], None]] = {
     "mpi": mpi,
+    "local": local,
     "cuda": cuda,
     "peer": peer,
     "torch": lambda: framework("torch"),

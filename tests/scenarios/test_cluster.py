@@ -53,6 +53,18 @@ def test_the_doctor_speaks_once_for_all_ranks_of_mpirun(ranks, quick):
     assert found["torch"] == ("todo", "import fails: ImportError: not in this test"), str(run)
 
 
+def test_the_doctor_speaks_once_for_all_ranks_without_mpi(quick):
+    env = {**ENV, "OMP_NUM_THREADS": "1"}
+    run = run_ranks(3, "hvd_backup.cli", "doctor", python=("-m",), env=env, no_mpi=True)
+    assert run.returncode == 0, str(run)
+    found = lines(run.stdout)
+    assert found["MPI"] == ("-", "not used under hvd-backup run --no-mpi")
+    assert found["launcher"] == ("ok", "hvd-backup run --no-mpi, a world of 3 ranks"), str(run)
+    assert found["ranks"][1].startswith("3 per node, 1 node ("), str(run)
+    assert "a partial all-reduce of 3 ranks works" in found["exchange"][1], str(run)
+    assert found["torch"] == ("todo", "import fails: ImportError: not in this test"), str(run)
+
+
 def test_outside_of_mpirun_the_doctor_starts_ranks_to_see_what_they_see(quick):
     (quick / "torch.py").unlink()
     command = [*CLI, "doctor", "-np", "3"]

@@ -164,6 +164,7 @@ def test_the_worst_node_is_the_one_that_is_told():
     [
         (NOT_BUILT, NOTE, "not built in, gradients on a GPU are refused: no nvcc"),
         (NO_DRIVER, NOTE, "not used, gradients on a GPU are refused: no driver"),
+        (NO_DRIVER | MAPPED, NOTE, "refused, with HVD_BACKUP_DEVICE_PATH=mapped, too: no driver"),
         (TWO_GPUS | {"unpinned": ""}, OK, "runtime 12.4, 2 devices; gradients are staged"),
         (TWO_GPUS | {"unpinned": ""}, OK, "shared memory of the host, which is pinned"),
         (TWO_GPUS | STAGED, OK, "is pinned; HVD_BACKUP_DEVICE_PATH=mapped would do without"),
