@@ -93,7 +93,7 @@ class DdpHook:
     def __init__(
         self, model: DistributedDataParallel, backup_workers: int, options: dict[str, Any]
     ) -> None:
-        named = [(n, p) for n, p in model.module.named_parameters() if p.requires_grad]
+        named = _reduced(model)
         self._names = [name for name, _ in named]
         self._params = [param for _, param in named]
         for name, param in named:
@@ -166,6 +166,14 @@ class DdpHook:
         if not self._missing:
             self._missing = self._all
             self._go_through_a_round(exchange)
+        elif bucket.is_last():
+            lacking = [
+                n for n, p in zip(self._names, self._params, strict=True) if id(p) in self._missing
+            ]
+            raise RuntimeError(
+                f"DistributedDataParallel has no bucket for {', '.join(map(repr, lacking))}: wrap "
+                "the model anew, and register the hook, after what needs gradients has changed"
+            )
         return answer
 
     def _go_through_a_round(self, exchange: Exchange) -> None:
@@ -200,6 +208,17 @@ class DdpHook:
                 self._buckets = Buckets(self._params, self._layout, exchange)
             self._exchange = exchange
         return self._exchange
+
+
+def _reduced(model: DistributedDataParallel) -> list[tuple[str, torch.Tensor]]:
+    """The parameters that DDP has buckets for, with their names."""
+    ignored = getattr(model, "parameters_to_ignore", ())
+    return [
+        (name, param)
+        for name, param in model.module.named_parameters()
+        # DDP's own names begin with a dot for parameters of the module itself.
+        if param.requires_grad and not {name, f".{name}"} & set(ignored)
+    ]
 
 
 def _free_port() -> int:

@@ -281,6 +281,48 @@ def test_settings_with_hidden_barriers_are_refused_with_backups_only():
     hook.close()
 
 
+@pytest.mark.usefixtures("way")
+def test_parameters_that_ddp_is_to_ignore_are_left_alone():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    net.scale = nn.Parameter(torch.ones(1))
+    ignored = [".scale", "0.bias"]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(net, ignored)
+    model = ddp(net)
+    hook = ddp_hook.register(model)
+    for step in range(3):
+        model.zero_grad()
+        (model(torch.full((1, 3), RANK + 1.0)).sum() * net.scale).backward()
+        assert hook.last_round.number == step
+    same_everywhere([tensor_bits(net[1].weight.grad), tensor_bits(net[0].weight.grad)])
+    scales = hvd.allgather_object(float(net.scale.grad))
+    assert SIZE == 1 or len(set(scales)) > 1, "an ignored parameter was averaged"
+    hook.close()
+
+
+def test_a_parameter_without_a_bucket_is_told_and_not_waited_for():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    net[1].bias.requires_grad_(False)
+    model = ddp(net)
+    net[1].bias.requires_grad_(True)  # DDP has no bucket for it
+    hook = ddp_hook.register(model)
+    with pytest.raises(RuntimeError, match=r"has no bucket for '1.bias': wrap the model anew"):
+        model(torch.ones(1, 3)).sum().backward()
+    hook.close()
+    hvd.barrier()
+
+
+def test_on_a_device_a_gradient_of_another_dtype_than_the_parameters_is_refused(monkeypatch):
+    """As mixed_precision= makes them; there bytes are read, and here numbers."""
+    monkeypatch.setattr(staging, "STAGE_ON_CPU", True)
+    model = ddp(nn.Linear(3, 2))
+    hook = ddp_hook.register(model)
+    model(torch.ones(1, 3)).sum().backward()
+    param = model.module.weight
+    with pytest.raises(TypeError, match=r"a gradient of .*float16 for a parameter of .*float32"):
+        hook._buckets.put(param, param.grad.half())
+    hook.close()
+
+
 def test_what_is_no_ddp_model_or_has_an_optimizer_is_refused():
     with pytest.raises(TypeError, match="takes a DistributedDataParallel, not Sequential"):
         ddp_hook.register(small_model())
