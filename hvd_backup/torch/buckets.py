@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -24,10 +23,10 @@ class Buckets:
     def __init__(
         self, params: Sequence[torch.Tensor], layout: GradientLayout, exchange: Exchange
     ) -> None:
-        self._ways: list[_Way] = []
-        self._way_of: dict[int, tuple[_Way, int]] = {}
+        self._ways: list[_OnHost | _OnDevice] = []
+        self._way_of: dict[int, tuple[_OnHost | _OnDevice, int]] = {}
         for device, indices in by_device(params).items():
-            way: _Way
+            way: _OnHost | _OnDevice
             if device.type == "cpu" and not staging.STAGE_ON_CPU:
                 way = _OnHost(layout, exchange)
             else:
@@ -56,21 +55,7 @@ class Buckets:
             way.settle()
 
 
-class _Way(ABC):
-    @abstractmethod
-    def put(self, i: int, grad: torch.Tensor) -> None: ...
-
-    @abstractmethod
-    def stage(self) -> None: ...
-
-    @abstractmethod
-    def load(self) -> None: ...
-
-    @abstractmethod
-    def settle(self) -> None: ...
-
-
-class _OnHost(_Way):
+class _OnHost:
     """To the slot at once: a bucket that was just filled is in the cache."""
 
     def __init__(self, layout: GradientLayout, exchange: Exchange) -> None:
@@ -101,7 +86,7 @@ class _OnHost(_Way):
         return [view.as_strided((view.numel(),), (1,)) for view in views]
 
 
-class _OnDevice(_Way):
+class _OnDevice:
     """All at once, when the last is in: one launch, one copy."""
 
     def __init__(
@@ -119,7 +104,7 @@ class _OnDevice(_Way):
         self._streams: set[torch.cuda.Stream] = set()
 
     def put(self, i: int, grad: torch.Tensor) -> None:
-        refuse_capture(self._device, "the round of a DDP hook")
+        refuse_capture(self._device, "backward() with a DDP hook", "capture the forward pass alone")
         if grad.dtype != self._dtypes[i]:
             raise TypeError(
                 f"DistributedDataParallel made a gradient of {grad.dtype} for a parameter of "

@@ -58,12 +58,11 @@ def use_on_current_stream(tensor: torch.Tensor) -> None:
         tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
-def refuse_capture(device: torch.device, what: str) -> None:
+def refuse_capture(device: torch.device, what: str, instead: str) -> None:
     """Raise RuntimeError if a CUDA graph is being captured."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            f"{what} cannot be captured in a CUDA graph: the exchange waits on the host; capture "
-            "forward and backward, and step outside"
+            f"{what} cannot be captured in a CUDA graph: the exchange waits on the host; {instead}"
         )
 
 

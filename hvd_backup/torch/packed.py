@@ -12,16 +12,14 @@ from collections.abc import Sequence
 import torch
 
 from hvd_backup.exchange import Exchange
-from hvd_backup.torch.device import (
-    addresses,
-    refuse_capture,
-    runs_of,
-    use_on_current_stream,
-)
+from hvd_backup.torch.device import addresses, refuse_capture, runs_of, use_on_current_stream
 from hvd_backup.torch.forms import Form
 from hvd_backup.torch.layout import GradientLayout, Marks
 
-STEP = "optimizer.step() of a DistributedOptimizer"
+STEP = (
+    "optimizer.step() of a DistributedOptimizer",
+    "capture forward and backward, and step outside",
+)
 
 
 class Packed(ABC):
@@ -66,7 +64,7 @@ class Packed(ABC):
 
     def stage(self, dense: list[bool], sparse: list[bool]) -> None:
         """The slot has all gradients after it; the thread sleeps until then. See InPlace."""
-        refuse_capture(self._device, STEP)
+        refuse_capture(self._device, *STEP)
         packed = []  # they stay until the copies are done
         for i in self._order:
             grad = self._params[i].grad
@@ -81,7 +79,7 @@ class Packed(ABC):
 
     def load(self) -> None:
         """Let every parameter's grad be the result; torch's current stream waits for it."""
-        refuse_capture(self._device, STEP)
+        refuse_capture(self._device, *STEP)
         marks = self._layout.marks(self._exchange.shared_results)
         dense, sparse = (marks.dense > 0).tolist(), (marks.sparse > 0).tolist()
         targets = [self._target(i, dense[i], sparse[i]) for i in self._order]
