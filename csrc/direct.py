@@ -3,8 +3,8 @@
     python csrc/direct.py [--cuda=AUTO|ON|OFF] BUILD TARGET…
 
 Targets: _core, hvd_backup_tests, device_speed. Release builds only, without MPI; g++ or $CXX, and
-nvcc if it is on PATH ($CUDACXX). What is
-compiled, and how, is CMakeLists.txt's to say: tests/unit/test_direct_build.py compares.
+nvcc if it is on PATH ($CUDACXX). What is compiled, and how, is CMakeLists.txt's to say:
+tests/unit/test_direct_build.py compares.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Tools:
             raise BuildError("no C++ compiler: put g++ on PATH, or set CXX")
         nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc") or ""
         if cuda == "ON" and not nvcc:
-            raise BuildError("CUDA is to be ON, but no nvcc was found; put it on PATH, or CUDACXX")
+            raise BuildError(
+                "CUDA is to be ON, but there is no nvcc: put it on PATH, or set CUDACXX"
+            )
         nvcc = "" if cuda == "OFF" else nvcc
         archs: tuple[int, ...] = ()
         if nvcc:

@@ -20,6 +20,7 @@ void copy_bytes(int device, void* to, const void* from, std::size_t bytes, cudaM
   check(cudaStreamSynchronize(cudaStreamPerThread), what, device);
 }
 
+// Two blocks on a multiprocessor have enough loads under way; for more of them ptxas would spill.
 template <class Kernel>
 __global__ void __launch_bounds__(kernels::kThreads, 2) run(const __grid_constant__ Kernel kernel) {
   kernel(blockIdx.x, threadIdx.x);

@@ -87,5 +87,5 @@ def test_cuda_is_left_out_if_it_is_to_be_off_and_missed_if_it_is_to_be_on(tmp_pa
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDACXX", raising=False)
     assert direct.Tools.find().nvcc == ""
-    with pytest.raises(direct.BuildError, match="CUDA is to be ON, but no nvcc was found"):
+    with pytest.raises(direct.BuildError, match="CUDA is to be ON, but there is no nvcc"):
         direct.Tools.find("ON")
