@@ -67,19 +67,28 @@ def test_sizes_that_are_none_are_refused(sizes):
     assert f"{sizes!r}: use numbers of ranks, as in 2,3,4" in done.stderr
 
 
-def test_the_benchmark_writes_what_it_prints(tmp_path):
-    """With a program in the place of device_speed, which takes a compiler to build."""
-    speed = tmp_path / "device_speed"
-    row = {"what": "pack", "dtype": "float32", "mib": 1, "ms": 1.0, "gb_s": 2.0, "of_copy": 0.5}
-    speed.write_text(f"#!/bin/sh\necho '{json.dumps(row)}'\n")
+ROW = {"what": "pack", "dtype": "float32", "mib": 1, "ms": 1.0, "gb_s": 2.0, "of_copy": 0.5}
+
+
+def benchmark(folder, ranks, status=0):
+    """How benchmarks/gpu.py ended, and what it wrote.
+
+    With a program in the place of device_speed, which takes a compiler to build.
+    """
+    speed = folder / "device_speed"
+    speed.write_text(f"#!/bin/sh\necho '{json.dumps(ROW)}'\nexit {status}\n")
     speed.chmod(0o755)
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--quick"]
-    command += ["--program", str(speed), "--ranks", "2", "--out", str(tmp_path)]
+    command += ["--program", str(speed), "--ranks", str(ranks), "--out", str(folder)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return done, json.loads((folder / "gpu_cpu.json").read_text())
+
+
+def test_the_benchmark_writes_what_it_prints(tmp_path):
+    done, results = benchmark(tmp_path, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "gpu_cpu.json").read_text())
-    assert results["kernels"] == [row]
+    assert results["kernels"] == [ROW]
     rows = [(step["path"], step["ranks"], step["mib"]) for step in results["steps"]]
     assert rows == [("staged", 2, 1), ("staged", 2, 4), ("mapped", 2, 1), ("mapped", 2, 4)]
     assert all(step["library"] == "gloo" and step["library_ms"] > 0 for step in results["steps"])
@@ -89,17 +98,9 @@ def test_the_benchmark_writes_what_it_prints(tmp_path):
 
 
 def test_what_was_measured_before_a_failure_is_kept(tmp_path):
-    speed = tmp_path / "device_speed"
-    row = {"what": "pack", "dtype": "float32", "mib": 1, "ms": 1.0, "gb_s": 2.0, "of_copy": 0.5}
-    speed.write_text(f"#!/bin/sh\necho '{json.dumps(row)}'\nexit 3\n")
-    speed.chmod(0o755)
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--quick"]
-    command += ["--program", str(speed), "--ranks", "1", "--out", str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done, results = benchmark(tmp_path, ranks=1, status=3)
     assert done.returncode == 1, done.stdout + done.stderr
-    results = json.loads((tmp_path / "gpu_cpu.json").read_text())
-    assert results["kernels"] == [row]
+    assert results["kernels"] == [ROW]
     assert [failed["exit_status"] for failed in results["failed"]] == [3]
     assert len(results["steps"]) == 4
     assert "failed with exit status 3: " in done.stdout

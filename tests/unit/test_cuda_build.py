@@ -1,5 +1,6 @@
 """What CMake compiles with and without nvcc, and what nvcc makes of the kernels."""
 
+import ctypes
 import json
 import re
 import shlex
@@ -8,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from hvd_backup import _core
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 pytestmark = pytest.mark.timeout(300)  # CMake looks for compilers by using them
@@ -112,3 +115,17 @@ def test_kernels_spill_no_registers(with_cuda, arch):
     said = nvcc(with_cuda, f"-arch=sm_{arch}", "-Xptxas", "-v", "-cubin", "-o", out)
     spilled = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert spilled == [("0", "0")] * 24
+
+
+def test_that_there_is_no_driver_is_said_as_such():
+    """CUDA itself says of a driver that is not there that it is too old."""
+    status = _core.cuda_status()
+    if not status.built:
+        pytest.skip(status.why)
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        assert status.devices == 0
+        assert status.why.startswith("there is no CUDA driver: ")
+    else:
+        pytest.skip("there is a CUDA driver")
