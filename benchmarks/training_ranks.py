@@ -104,10 +104,23 @@ class HvdBackup(Local):
     """DistributedOptimizer without backup workers."""
 
     name = "hvd_backup"
+    view = False
 
     def __init__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         super().__init__(model, x, y)
-        hvd.DistributedOptimizer(self.optimizer, model.named_parameters(), backup_workers=0)
+        hvd.DistributedOptimizer(
+            self.optimizer,
+            model.named_parameters(),
+            backup_workers=0,
+            gradient_as_bucket_view=self.view,
+        )
+
+
+class HvdBackupView(HvdBackup):
+    """The same with gradients in the memory that ranks share."""
+
+    name = "hvd_backup_view"
+    view = True
 
 
 class Ddp(Local):
@@ -171,9 +184,9 @@ class NaiveMpi(Local):
         self.optimizer.step()
 
 
-WAYS: list[type[Local]] = [Alone, Local, HvdBackup, Ddp, NaiveMpi]
+WAYS: list[type[Local]] = [Alone, Local, HvdBackup, HvdBackupView, Ddp, NaiveMpi]
 if importlib.util.find_spec("horovod"):
-    WAYS.insert(3, Horovod)
+    WAYS.insert(4, Horovod)
 
 
 def measure(name: str, comm: MPI.Intracomm, flags: Flags, rounds: int, target_s: float) -> None:

@@ -101,8 +101,6 @@ class DdpHook:
                 raise ValueError(
                     f"backup_workers={backup_workers}, but parameter {name!r} is of a {why}"
                 )
-            if (who := owners.owner(param)) is not None:
-                raise ValueError(f"parameter {name!r} already has {owners.title(who)}")
         names = {id(param): name for name, param in named}
         self._layout = GradientLayout(self._params, self._names, rows=False)
         check_devices(self._params, lambda param: names[id(param)])
@@ -114,11 +112,14 @@ class DdpHook:
         self._exchange: Exchange | None = None
         self._buckets: Buckets
         self._waiting: list[tuple[Future[torch.Tensor], Any]] = []
+        self._retired = False
         self._missing = self._all = {id(param) for param in self._params}
         self._weight = 1.0
         self.backup_workers = backup_workers
         self.last_round: Round | None = None
         """The round of the last backward pass."""
+        for former in owners.owners_of(self._params):
+            former.hand_over(None)
         for param in self._params:
             owners.take(param, self)
 
@@ -147,6 +148,11 @@ class DdpHook:
         if self._exchange is not None:
             self._buckets.settle()
             self._exchange.close()
+
+    def hand_over(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """A DistributedOptimizer, or the hook of a model wrapped later, takes over."""
+        self._retired = True
+        self.close()
 
     # DDP compares these annotations with the types: no strings here.
     def take(self, bucket: distributed.GradBucket) -> Future[torch.Tensor]:  # type: ignore[name-defined]
@@ -187,6 +193,12 @@ class DdpHook:
             answer.set_result(bucket.buffer())
 
     def _prepared(self) -> Exchange:
+        if self._retired:
+            raise RuntimeError(
+                "a DistributedOptimizer, or a DDP hook registered later, has taken over parameters "
+                "of this hook's model: each gradient would be averaged twice; use one of them, and "
+                "for the hook wrap the model in DistributedDataParallel anew"
+            )
         model = self._model()
         if getattr(model, "_join_config", None) is not None:
             joins = cast("Any", model)._join_config.enable  # noqa: SLF001 (no public name)

@@ -11,12 +11,14 @@ import torch
 from hvd_backup import arguments
 from hvd_backup.group import Group
 from hvd_backup.reports import Round, Stats
+from hvd_backup.torch import owners
 from hvd_backup.torch.arguments import check_on_nonfinite, names_of
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.compression import Compresses, Compression
 from hvd_backup.torch.forms import Ways
 from hvd_backup.torch.outside import Outside
 from hvd_backup.torch.rounds import Rounds
+from hvd_backup.torch.stepping import check_can_be_extended
 from hvd_backup.wire import Average, Sum
 
 
@@ -39,6 +41,7 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
     timeout: float | None = None,
     on_nonfinite: str = "contribute",
     sparse_mean: str = "contributors",
+    gradient_as_bucket_view: bool = False,
 ) -> DistributedOptimizerType:
     """Make every ``optimizer.step()`` one round: it applies the mean over the round's contributors.
 
@@ -80,6 +83,11 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
       from the round, or "raise" FloatingPointError before anything is sent.
     - `sparse_mean`: a sparse gradient's rows are the mean over all "contributors", or over those
       that touched the row ("rows").
+    - `gradient_as_bucket_view`: let ``p.grad`` lie in the memory that ranks share (CPU only). It
+      saves two copies of the gradient per step, but a tensor that was got from ``p.grad`` changes
+      with the next ``backward()`` or ``step()``: keep none. Without it such a tensor changes only
+      where it would in torch alone: ``step()`` gives ``p.grad`` another tensor, unless it is still
+      the one that the last ``step()`` left.
 
     All ranks construct it with the same arguments; the first ``step()`` sets it up. Every rank
     makes the same number of steps.
@@ -88,8 +96,7 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
     raises Mismatch when ranks disagree, RoundTimeout, which names the missing ranks, and
     PeerFailed.
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"DistributedOptimizer takes a torch optimizer, not {optimizer!r}")
+    check_can_be_extended(optimizer)
     arguments.check_compression(compression)
     arguments.check_passes(backward_passes_per_step)
     arguments.check_op(op, gradient_predivide_factor, sparse_mean)
@@ -117,15 +124,17 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
             add=op == Sum,
             passes=backward_passes_per_step,
             on_nonfinite=on_nonfinite,
+            view=gradient_as_bucket_view,
         )
     else:
+        for former in owners.owners_of(
+            p for group in optimizer.param_groups for p in group["params"]
+        ):
+            former.hand_over(optimizer)
         rounds = Outside(optimizer)
     # Instance attributes, not a subclass: isinstance, pickling and schedulers see what they saw.
-    extended: Any = optimizer
-    for name in _METHODS:
-        setattr(extended, name, getattr(rounds, name))
-    extended.last_round = None
-    extended.weight = 1.0
+    vars(optimizer).update({name: getattr(rounds, name) for name in _METHODS})
+    vars(optimizer).update(last_round=None, weight=1.0)
     return cast("DistributedOptimizerType", optimizer)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Protocol
 
 import torch
@@ -15,6 +15,9 @@ class Owner(Protocol):
 
     @property
     def backup_workers(self) -> int: ...
+
+    def hand_over(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """A new owner takes over, the DistributedOptimizer of `optimizer`, or a DDP hook."""
 
 
 # Not attributes of the parameters: torch.save(model) would pickle them. Weak on both sides: an
@@ -30,9 +33,10 @@ def owner(param: torch.Tensor) -> Owner | None:
     return None if reference is None else reference()
 
 
-def title(one: Owner) -> str:
-    """With its article, for messages."""
-    return "a DistributedOptimizer" if hasattr(one, "attempt") else "a DDP hook"
+def owners_of(params: Iterable[torch.Tensor]) -> list[Owner]:
+    """All that own any of these parameters."""
+    found = {id(one): one for param in params if (one := owner(param)) is not None}
+    return list(found.values())
 
 
 def take(param: torch.Tensor, by: Owner) -> None:

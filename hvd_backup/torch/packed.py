@@ -15,6 +15,7 @@ from hvd_backup.exchange import Exchange
 from hvd_backup.torch.device import addresses, refuse_capture, runs_of, use_on_current_stream
 from hvd_backup.torch.forms import Form
 from hvd_backup.torch.layout import GradientLayout, Marks
+from hvd_backup.torch.means import Means, empty, fits
 
 STEP = (
     "optimizer.step() of a DistributedOptimizer",
@@ -44,6 +45,7 @@ class Packed(ABC):
         self._device = params[indices[0]].device
         self._rows = layout.marks(exchange.slots).rows
         self._folds = exchange.options.late == "carry"
+        self._means = Means(params, forms)
         self._marked: set[int] = set()  # whose rows' marks are not all zero
         self._runs, self._order = runs_of(layout, indices, exchange)
 
@@ -102,12 +104,9 @@ class Packed(ABC):
             return None
         grad = grad.detach()
         sent = form.compressed(grad.to_dense() if grad.layout != torch.strided else grad)
-        if _fits(sent, param, form):
+        if fits(sent, param, form):
             return sent
-        copy = _empty(param, form).copy_(sent)
-        if sent is grad:  # so that the next result fits
-            param.grad = copy
-        return copy
+        return empty(param, form).copy_(sent)
 
     def _mark_rows(self, i: int, grad: torch.Tensor | None) -> None:
         """Say of which rows a sparse gradient is."""
@@ -123,36 +122,19 @@ class Packed(ABC):
     # What is unpacked -> gradient
 
     def _target(self, i: int, dense: bool, sparse: bool) -> torch.Tensor | None:
-        """What the result is unpacked to; the gradient's own memory, if it can be."""
+        """What the result is unpacked to: a tensor that the user has never seen, or p.grad."""
         param, form = self._params[i], self._forms[i]
         if not (dense or sparse):
             param.grad = None
             return None
-        grad = param.grad
-        own = form.as_it_is and dense
-        if not own or grad is None or not _fits(grad, param, form) or grad.requires_grad:
-            return _empty(param, form)
-        use_on_current_stream(grad)
-        return grad
+        if not (form.as_it_is and dense):
+            return empty(param, form)
+        target = self._means.tensor(i)
+        use_on_current_stream(target)
+        return target
 
     def _gradient(self, i: int, target: torch.Tensor, dense: bool, marks: Marks) -> torch.Tensor:
         param, form = self._params[i], self._forms[i]
         if dense:
             return target if form.as_it_is else form.dense(target, param)
         return form.sparse(target, marks.rows[i], param)
-
-
-def _fits(tensor: torch.Tensor, param: torch.Tensor, form: Form) -> bool:
-    """Whether it can be packed, and unpacked to, as it lies in memory."""
-    return (
-        tensor.layout == torch.strided
-        and tensor.dtype == form.slot.dtype
-        and tensor.device == param.device
-        and tensor.size() == form.slot.size()
-        and tensor.stride() == form.slot.stride()
-    )
-
-
-def _empty(param: torch.Tensor, form: Form) -> torch.Tensor:
-    slot = form.slot
-    return torch.empty_strided(slot.size(), slot.stride(), dtype=slot.dtype, device=param.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 import weakref
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 from hvd_backup import arguments, runtime
 from hvd_backup.exchange import Exchange
@@ -20,8 +22,9 @@ from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.device import check_devices
 from hvd_backup.torch.forms import Ways
 from hvd_backup.torch.passes import Passes
-from hvd_backup.torch.scaling import ScaledStep
+from hvd_backup.torch.scaling import all_finite, ignore_the_scalers_warning
 from hvd_backup.torch.staging import Staging, wished
+from hvd_backup.torch.stepping import Stepping, inside
 
 log = logging.getLogger("hvd_backup")
 
@@ -41,16 +44,22 @@ class Rounds:
         add: bool,
         passes: int,
         on_nonfinite: str,
+        view: bool,
     ) -> None:
         self._optimizer: Any = optimizer
         self._names, self._ways, self._options = names, ways, options
         self._group = group
-        self._add, self._on_nonfinite = add, on_nonfinite
+        self._add, self._on_nonfinite, self._view = add, on_nonfinite, view
         self.backup_workers = backup_workers
         params = self._trainable()
         check_devices(params, self._name)
         ways.plan(params, [self._name(p) for p in params])  # raises what is wrong with them
-        self._check_free(params)
+        self._check_every_rank_is_needed(params)
+        for former in owners.owners_of(params):
+            former.hand_over(optimizer)
+        self._closed = False
+        self._retired = ""  # in words, once another has taken over parameters
+        self._stepping = False
         self._exchange: Exchange | None = None
         self._staging: Staging
         self._attempt: Attempt | None = None
@@ -60,17 +69,18 @@ class Rounds:
         self._should_synchronize = True
         self._warned_of_abstaining: set[str] = set()
         self._plain_zero_grad = optimizer.zero_grad
-        self._handles: list[Any] = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_load_state_dict_post_hook(self._start_anew),
-            ScaledStep(optimizer, self),
-        ]
+        self._handles: list[Any] = [Stepping(optimizer, self)]
+        if hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):  # else it made no hooks
+            self._handles.append(optimizer.register_load_state_dict_post_hook(self._start_anew))
+        ignore_the_scalers_warning()
+        vars(optimizer)["__deepcopy__"] = self._deepcopy
         self._take(params)
 
     # What the user sees
 
     def attempt(self) -> Attempt:
         """Context for the computation of one gradient; see ``Attempt``."""
+        self._check_not_retired()
         if self._attempt is not None:
             raise RuntimeError("attempt() within attempt(); one block per step")
         self._attempt = Attempt(self._sealed_without_me, self._finish_attempt)
@@ -81,6 +91,7 @@ class Rounds:
 
         Make the step ``with optimizer.skip_synchronize():`` then, else it goes through another one.
         """
+        self._check_not_retired()
         if self._attempt is not None:
             raise RuntimeError("synchronize() belongs after the attempt() block, not into it")
         self._go_through_a_round()
@@ -119,8 +130,33 @@ class Rounds:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if vars(self._optimizer).get("zero_grad") == self.zero_grad:
-            del self._optimizer.zero_grad
+        attributes = vars(self._optimizer)
+        for name in ("zero_grad", "__deepcopy__"):
+            if getattr(attributes.get(name), "__self__", None) is self:
+                del attributes[name]
+        self._closed, self._retired = True, ""
+        self._leave()
+
+    def hand_over(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """The DistributedOptimizer of `optimizer`, or a DDP hook, takes over; this one is refused.
+
+        But one that the new one makes its steps with is a local optimizer from now on.
+        """
+        if optimizer is not None and inside(optimizer, self._optimizer):
+            self.close()
+            return
+        self._retired = (
+            "a DistributedOptimizer made later has taken over parameters of this one; step that "
+            "one, or call close() on this one to step it without the other ranks"
+        )
+        for handle in self._handles:
+            if isinstance(handle, Stepping):
+                handle.remove_guards()
+            else:
+                handle.remove()
+        self._leave()
+
+    def _leave(self) -> None:
         for group in self._optimizer.param_groups:
             for param in group["params"]:  # also those that are frozen by now
                 owners.give_back(param, self)
@@ -129,24 +165,74 @@ class Rounds:
             self._staging.own_gradients()
             self._exchange.close()
 
+    def _deepcopy(self, memo: dict[int, Any]) -> Any:
+        """The optimizer's own copy, which is a local optimizer."""
+        warnings.warn(
+            "the copy of a DistributedOptimizer is a local one, whose steps exchange nothing: wrap "
+            "the copy in DistributedOptimizer, on every rank, to train with it",
+            stacklevel=3,
+        )
+        attributes = vars(self._optimizer)
+        del attributes["__deepcopy__"]
+        try:
+            return copy.deepcopy(self._optimizer, memo)
+        finally:
+            attributes["__deepcopy__"] = self._deepcopy
+
     # A step
 
-    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
+    def step(
+        self,
+        inner: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        grad_scaler: GradScaler | None,
+    ) -> Any:
+        """One round, then the optimizer's own step, `inner`."""
+        if self._closed or self._stepping:  # the latter: called by the optimizer's own step
+            return inner(*args, **kwargs)
+        self._check_step(args, kwargs, grad_scaler)
+        weight = self.exchange_unless_done()
+        self._synchronized = False
+        if grad_scaler is not None and not all_finite(self._optimizer, grad_scaler, weight):
+            return None
+        self._stepping = True
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            self._stepping = False
+
+    def check_within_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise RuntimeError for a step that would apply this rank's own gradients."""
+        if not self._stepping:
+            raise RuntimeError(
+                f"{type(optimizer).__name__}.step() was called past the DistributedOptimizer, so "
+                "that nothing was exchanged; call step() of what DistributedOptimizer returned, "
+                "looked up after that (optimizer.step, not a method kept from before)"
+            )
+
+    def _check_step(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], grad_scaler: GradScaler | None
+    ) -> None:
+        self._check_not_retired()
+        if (args and args[0] is not None) or kwargs.get("closure") is not None:
             raise ValueError(
                 "step(closure) cannot be distributed: the closure would compute gradients after "
                 "the exchange; call backward() first, then step()"
             )
         if self._attempt is not None:
             raise RuntimeError("step() belongs after the attempt() block, not into it")
-        if self._should_synchronize and getattr(optimizer, "found_inf", None) is not None:
+        hidden = grad_scaler is None and getattr(self._optimizer, "found_inf", None) is not None
+        if self._should_synchronize and hidden:
             raise RuntimeError(
                 "something between GradScaler.step() and this optimizer hides that it judges the "
                 "agreed gradient itself; call optimizer.synchronize(), scaler.unscale_(optimizer), "
                 "then scaler.step(optimizer) with optimizer.skip_synchronize()"
             )
-        self.exchange_unless_done()
-        self._synchronized = False
+
+    def _check_not_retired(self) -> None:
+        if self._retired:
+            raise RuntimeError(self._retired)
 
     def exchange_unless_done(self) -> float:
         """The round that belongs to this step, unless it was in ``synchronize()``; its weight."""
@@ -157,7 +243,7 @@ class Rounds:
                     "optimizer.synchronize(). This can cause training slowdown. You may want to "
                     "consider using optimizer.skip_synchronize() context if you use "
                     "optimizer.synchronize() in your code.",
-                    stacklevel=5,
+                    stacklevel=4,
                 )
             self.synchronize()
         elif not self._synchronized:
@@ -167,10 +253,6 @@ class Rounds:
             )
         weight: float = self._optimizer.last_round.weight
         return weight
-
-    def skip_step(self) -> None:
-        """The step that belongs to the round will not be made."""
-        self._synchronized = False
 
     def _start_anew(self, _: torch.optim.Optimizer) -> None:
         self._passes.clear()
@@ -255,7 +337,10 @@ class Rounds:
 
     def _set_up(self, params: list[torch.Tensor]) -> None:
         """Slots and window for these parameters. All ranks come here in the same step."""
-        self._take([p for p in params if owners.owner(p) is not self])
+        strange = [p for p in params if owners.owner(p) is not self]
+        for former in owners.owners_of(strange):
+            former.hand_over(self._optimizer)
+        self._take(strange)
         names = [self._name(p) for p in params]
         layout, contexts = self._ways.plan(params, names)
         kind = type(self._optimizer).__name__
@@ -281,16 +366,13 @@ class Rounds:
             self._staging.own_gradients()
             self._exchange.close()
         with runtime.current().failing_together():
-            self._staging = Staging(params, names, layout, contexts, exchange, self._ways)
+            self._staging = Staging(
+                params, names, layout, contexts, exchange, self._ways, view=self._view
+            )
         self._exchange = exchange
 
-    def _check_free(self, params: list[torch.Tensor]) -> None:
+    def _check_every_rank_is_needed(self, params: list[torch.Tensor]) -> None:
         for param in params:
-            if (who := owners.owner(param)) is not None:
-                raise ValueError(
-                    f"parameter {self._name(param)!r} already has {owners.title(who)}; "
-                    "call close() on it first"
-                )
             if self.backup_workers > 0 and (why := owners.needs_every_rank(param)):
                 raise ValueError(
                     f"backup_workers={self.backup_workers}, but parameter {self._name(param)!r} "

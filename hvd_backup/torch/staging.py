@@ -12,9 +12,9 @@ from hvd_backup.exchange import Exchange
 from hvd_backup.mapped_memory import Wish
 from hvd_backup.torch.device import by_device
 from hvd_backup.torch.forms import Form, Ways
-from hvd_backup.torch.inplace import InPlace
 from hvd_backup.torch.layout import GradientLayout
 from hvd_backup.torch.mapped import Mapped, wish
+from hvd_backup.torch.on_host import OnHost
 from hvd_backup.torch.packed import Packed
 from hvd_backup.torch.staged import Staged
 
@@ -34,6 +34,8 @@ class Staging:
         contexts: Sequence[Any],
         exchange: Exchange,
         ways: Ways,
+        *,
+        view: bool = False,
     ) -> None:
         self.params = list(params)
         self._names = list(names)
@@ -46,15 +48,15 @@ class Staging:
             Form(name, slot, ctx, ways)
             for name, slot, ctx in zip(names, slots, contexts, strict=True)
         ]
-        self._ways: list[InPlace | Packed] = []
-        self._way_of: dict[int, InPlace | Packed] = {}
+        self._ways: list[OnHost | Packed] = []
+        self._way_of: dict[int, OnHost | Packed] = {}
         self._mapped: Mapped | None = None
         for device, indices in by_device(self.params).items():
-            way: InPlace | Packed
+            way: OnHost | Packed
             if exchange.mapped is not None:  # then there is but one device
                 way = self._mapped = Mapped(self.params, self._forms, layout, exchange)
             elif device.type == "cpu" and not STAGE_ON_CPU:
-                way = InPlace(self.params, self._forms, layout, exchange, indices)
+                way = OnHost(self.params, self._forms, layout, exchange, indices, view=view)
             else:
                 way = Staged(self.params, self._forms, layout, exchange, indices, pin=PIN)
             self._ways.append(way)

@@ -323,15 +323,27 @@ def test_on_a_device_a_gradient_of_another_dtype_than_the_parameters_is_refused(
     hook.close()
 
 
-def test_what_is_no_ddp_model_or_has_an_optimizer_is_refused():
+def test_what_is_no_ddp_model_is_refused():
     with pytest.raises(TypeError, match="takes a DistributedDataParallel, not Sequential"):
         ddp_hook.register(small_model())
+
+
+def test_the_optimizer_or_hook_that_was_made_last_takes_over_and_the_former_is_refused():
     model = ddp()
     opt = hvd.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(ValueError, match=r"'0.weight' already has a DistributedOptimizer"):
-        ddp_hook.register(model)
-    opt.close()
     hook = ddp_hook.register(model)
-    with pytest.raises(ValueError, match=r"'0.weight' already has a DDP hook"):
-        ddp_hook.register(model)
-    hook.close()
+    with pytest.raises(RuntimeError, match="has taken over parameters of this one"):
+        opt.step()
+    backward(model, batch(0))
+    assert hook.stats().rounds == 1
+    again = ddp(model.module)
+    second = ddp_hook.register(again)
+    expected = mean_over([gradients_of(model.module, rank, 1) for rank in range(SIZE)])
+    again.zero_grad()
+    backward(again, batch(1))
+    assert (hook.stats().rounds, second.stats().rounds) == (1, 1)
+    for p, grad in zip(again.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad)
+    hvd.DistributedOptimizer(optim.SGD(model.module.parameters(), lr=0.1))
+    with pytest.raises(RuntimeError, match="each gradient would be averaged twice"):
+        backward(again, batch(2))

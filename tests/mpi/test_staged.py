@@ -13,7 +13,7 @@ from hvd_backup.exchange import Exchange
 from hvd_backup.torch import staging
 from hvd_backup.torch.compression import Compression
 from hvd_backup.torch.forms import Form, Ways
-from hvd_backup.torch.inplace import InPlace
+from hvd_backup.torch.on_host import OnHost
 from hvd_backup.torch.staged import Staged
 
 pytestmark = pytest.mark.mpi
@@ -86,7 +86,7 @@ def test_some_parameters_can_be_staged_and_others_be_in_place():
     ]
     ways = [
         Staged(params, forms, layout, exchange, [0, 1, 4], pin=False),
-        InPlace(params, forms, layout, exchange, [2, 3]),
+        OnHost(params, forms, layout, exchange, [2, 3]),
     ]
     marks = layout.marks(exchange.slots)
     for turn in range(3):

@@ -1,7 +1,13 @@
-"""Gradients in the CPU's memory: they lie in the slot, and the result is read in place."""
+"""Gradients in the CPU's memory: copied to the slot, and the result copied back.
+
+With `view` they lie in the slot, and the result is read in the window, as
+DistributedDataParallel's ``gradient_as_bucket_view`` does: no copies, but a tensor that was got
+from ``p.grad`` changes with the next round.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,11 +17,12 @@ import torch
 from hvd_backup.exchange import Exchange
 from hvd_backup.torch.forms import Form
 from hvd_backup.torch.layout import GradientLayout, Marks
+from hvd_backup.torch.means import Means
 
 _EVERYTHING = slice(None)  # rows
 
 
-class InPlace:
+class OnHost:
     """The way of those of `params` at `indices`, which are in the CPU's memory."""
 
     def __init__(
@@ -25,6 +32,8 @@ class InPlace:
         layout: GradientLayout,
         exchange: Exchange,
         indices: Sequence[int],
+        *,
+        view: bool = False,
     ) -> None:
         rows = layout.marks(exchange.slots).rows
         # What a late gradient is added to has more rows than this rank knows of.
@@ -33,12 +42,15 @@ class InPlace:
         self._forms = forms
         self._layout = layout
         self._exchange = exchange
-        self._carriers = {i: Carrier(forms[i], rows[i], folds=folds) for i in indices}
+        self._carriers = {i: Carrier(forms[i], rows[i], folds, view) for i in indices}
+        self._view = view
+        self._means = Means(params, forms)
         self._views: dict[int, tuple[list[torch.Tensor], Marks]] = {}
 
     def early(self, i: int) -> None:
-        """Move parameter i's gradient to its place in the slot, while it is in the cache."""
-        self._carriers[i].early(self._params[i])
+        """With `view`: move the gradient to its place in the slot, while it is in the cache."""
+        if self._view:
+            self._carriers[i].early(self._params[i])
 
     def stage(self, dense: list[bool], sparse: list[bool]) -> None:
         """The slot has all gradients, as they are now, after it; sets which kinds there are."""
@@ -51,26 +63,40 @@ class InPlace:
             carrier.stage(param, grad)
 
     def load(self) -> None:
-        """Let every parameter's grad be the result, in place where nothing is decompressed."""
-        buffer, flats = self._exchange.buffer, self._exchange.results
-        if buffer not in self._views:
-            self._views[buffer] = self._layout.gradients(flats), self._layout.marks(flats)
-        results, marks = self._views[buffer]
+        """Let every parameter's grad be the result; None where no contributor had one."""
+        results, marks = self._results()
         dense, sparse = (marks.dense > 0).tolist(), (marks.sparse > 0).tolist()
         for i in self._carriers:
             param, form = self._params[i], self._forms[i]
-            if dense[i]:
+            if dense[i] and self._view:
                 param.grad = form.dense(results[i], param)
+            elif dense[i] and form.as_it_is:
+                param.grad = self._means.tensor(i).copy_(results[i])
+            elif dense[i]:  # a compressor may keep what it is given, or return it
+                param.grad = form.dense(results[i].clone(), param)
             elif sparse[i]:
                 param.grad = form.sparse(results[i], marks.rows[i], param)
             else:
                 param.grad = None
+
+    def _results(self) -> tuple[list[torch.Tensor], Marks]:
+        """Views of the round's result. Those that the user is given are of private memory."""
+        buffer = self._exchange.buffer
+        flats = self._exchange.results if self._view else None  # asked anew in every round
+        if buffer not in self._views:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given buffer is not writable")
+                flats = self._exchange.shared_results if flats is None else flats
+                self._views[buffer] = self._layout.gradients(flats), self._layout.marks(flats)
+        return self._views[buffer]
 
     def settle(self) -> None:
         """A result is read by the caller's own thread alone."""
 
     def own_gradients(self) -> None:
         """Gradients outlive the shared memory they lie in."""
+        if not self._view:
+            return
         for i in self._carriers:
             if (grad := self._params[i].grad) is not None:
                 self._params[i].grad = grad.clone()
@@ -79,11 +105,14 @@ class InPlace:
 class Carrier:
     """One parameter's place in the slot, and what is in it."""
 
-    def __init__(self, form: Form, marks: npt.NDArray[np.float32] | None, *, folds: bool) -> None:
+    def __init__(
+        self, form: Form, marks: npt.NDArray[np.float32] | None, folds: bool, view: bool
+    ) -> None:
         self._form = form
         self._slot = form.slot
         self._rows = None if marks is None else torch.from_numpy(marks)
         self._folds = folds
+        self._view = view
         # Rows of the slot that are not zero; None: none are.
         self._used: torch.Tensor | slice | None = None
         self._marked = False  # whether some of the rows' places are not zero
@@ -101,7 +130,7 @@ class Carrier:
             self._clear()
         elif grad.layout != torch.strided:
             self._put_sparse(grad)
-        elif not self._form.as_it_is:
+        elif not self._view or not self._form.as_it_is:
             self._put(self._form.compressed(grad.detach()))
         elif not self._holds(grad):
             self._move(param, grad)
