@@ -25,10 +25,11 @@ TF_SPLITS = 2x1
 NO_MPI_WORLDS = 3
 NO_MPI_FILES = worlds collectives partial_allreduce horovod_collectives async process_sets \
                optimizer gradients attempt staged synchronize sparse_gradients abstain grad_scaler \
-               horovod_arguments rounds_of_sets ddp_hook
+               horovod_arguments rounds_of_sets ddp_hook kept_gradients outermost_step \
+               taking_over hostile_models
 # Of these, those whose gradients may lie in device memory that all ranks map.
 MAPPED_FILES = mapped optimizer gradients attempt synchronize sparse_gradients abstain grad_scaler \
-               rounds_of_sets
+               rounds_of_sets kept_gradients hostile_models
 # Part of a C++ case's name, to run only those.
 CASE =
 
