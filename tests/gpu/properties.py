@@ -128,13 +128,23 @@ def the_mean_of_all_has_the_bits_of_a_sum_in_ascending_order_of_rank(device):
 
 
 @prop
-def gradients_of_this_device_are_staged(device):
+def a_kept_gradient_stays_and_one_that_is_only_zeroed_is_used_again(device):
     param = torch.nn.Parameter(torch.ones(3, device=device))
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD([param], 0.1))
-    param.grad = torch.ones_like(param)
-    address = param.grad.data_ptr()
+    mean = (hvd.size() - 1) / 2
+    kept = []
+    for step in range(3):
+        optimizer.zero_grad()
+        (param * float(step + hvd.rank())).sum().backward()
+        kept.append(param.grad)
+        optimizer.step()
+        kept.append(param.grad)
+        assert param.grad.device == param.device
+    assert [float(grad[0]) for grad in kept[::2]] == [step + hvd.rank() for step in range(3)]
+    assert [float(grad[0]) for grad in kept[1::2]] == [step + mean for step in range(3)]
+    optimizer.zero_grad(set_to_none=False)
     optimizer.step()
-    assert param.grad.data_ptr() == address  # in place it would be the window's
+    assert param.grad is kept[-1]
     optimizer.close()
 
 
