@@ -115,19 +115,30 @@ def inside(optimizer: Any, other: object) -> bool:
 
 
 def _with_inner(optimizer: Any) -> Iterator[torch.optim.Optimizer]:
-    """`optimizer`, then the optimizers that it holds as attributes and shares parameters with."""
-    mine = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    """`optimizer`, then the optimizers that it holds and shares parameters with."""
+    mine = {id(param) for param in _params_of(optimizer)}
     todo, seen = [optimizer], {id(optimizer)}
     while todo:
         one = todo.pop()
         yield one
-        for value in list(vars(one).values()):
-            if not isinstance(value, torch.optim.Optimizer) or id(value) in seen:
-                continue
-            seen.add(id(value))
-            groups = getattr(value, "param_groups", ())
-            if any(id(param) in mine for group in groups for param in group["params"]):
-                todo.append(value)
+        for held in _held_by(one):
+            if id(held) not in seen and any(id(param) in mine for param in _params_of(held)):
+                seen.add(id(held))
+                todo.append(held)
+
+
+def _held_by(optimizer: object) -> Iterator[torch.optim.Optimizer]:
+    """The optimizers that are attributes of it, or in a list or dictionary that is."""
+    for value in list(vars(optimizer).values()):
+        several = value.values() if isinstance(value, dict) else value
+        for one in several if isinstance(value, list | tuple | dict) else (value,):
+            if isinstance(one, torch.optim.Optimizer):
+                yield one
+
+
+def _params_of(optimizer: Any) -> Iterator[torch.Tensor]:
+    for group in getattr(optimizer, "param_groups", ()):
+        yield from group["params"]
 
 
 def _instead(optimizer: Any) -> str:

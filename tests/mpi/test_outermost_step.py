@@ -127,6 +127,18 @@ class Constructed(optim.Optimizer):
         return self.base.step(closure)
 
 
+class Several(optim.Optimizer):
+    """Steps all optimizers of a list."""
+
+    def __init__(self, base):
+        super().__init__(base.param_groups, base.defaults)
+        self.optimizers = [base]
+
+    def step(self, closure=None):
+        for one in self.optimizers:
+            one.step()
+
+
 class Asks(optim.Optimizer):
     """What it does not have it asks the optimizer inside for, step() too."""
 
@@ -148,7 +160,7 @@ class SetOnInstance(optim.SGD):
         self.step = lambda closure=None: optim.SGD.step(self, closure)
 
 
-WRAPPERS = [Timms, Bare, Constructed, Asks, SetOnInstance]
+WRAPPERS = [Timms, Bare, Constructed, Several, Asks, SetOnInstance]
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
