@@ -50,28 +50,35 @@ class NoneCompressor(Compressor):
         return tensor
 
 
-class FP16Compressor(Compressor):
-    """Gradients travel as float16: beyond 65504 they are inf."""
+class _Cast(Compressor):
+    """Wider floating dtypes travel as `dtype`. Integers, bool and complex numbers travel as they
+    are: a half cannot hold them."""
 
-    @staticmethod
-    def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        return tensor.to(torch.float16), tensor.dtype
+    dtype: torch.dtype
 
-    @staticmethod
-    def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
-        return tensor.to(ctx)
-
-
-class BF16Compressor(Compressor):
-    """Gradients travel as bfloat16: float32's range, 8 bits of precision. Not in Horovod."""
-
-    @staticmethod
-    def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        return tensor.to(torch.bfloat16), tensor.dtype
+    @classmethod
+    def compress(cls, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        wide = tensor.dtype.is_floating_point and tensor.dtype.itemsize > cls.dtype.itemsize
+        return (tensor.to(cls.dtype) if wide else tensor), tensor.dtype
 
     @staticmethod
     def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
         return tensor.to(ctx)
+
+
+class FP16Compressor(_Cast):
+    """float32 and float64 travel as float16: beyond 65504 they are inf."""
+
+    dtype = torch.float16
+
+
+class BF16Compressor(_Cast):
+    """float32 and float64 travel as bfloat16: float32's range, 8 bits of precision.
+
+    Not in Horovod.
+    """
+
+    dtype = torch.bfloat16
 
 
 class Compression:

@@ -12,7 +12,9 @@ from launching import ROOT
 
 pytestmark = pytest.mark.timeout(400)
 
-FILES = ["tests/mpi/test_horovod_collectives.py", "tests/mpi/test_horovod_optimizer.py"]
+FILES = [
+    f"tests/mpi/test_horovod_{what}.py" for what in ("collectives", "odd_inputs", "optimizer")
+]
 SIGNATURES = """
 import inspect, json, horovod.torch as hvd
 print(json.dumps({

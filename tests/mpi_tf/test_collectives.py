@@ -57,6 +57,24 @@ def test_allreduce_combines_every_dtype_with_every_operation():
     same_everywhere([np.asarray(r).tobytes() for r in results])
 
 
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_compressed_calls_on_integers_are_exact(name):
+    compression = getattr(hvd.Compression, name)
+    for value, dtype in ((70000, "int64"), (2049, "int32")):
+        source = tf.constant([value + RANK] * SIZE, dtype)
+
+        def program(source=source):
+            total = hvd.allreduce(source, op=hvd.Sum, compression=compression)
+            return [total, hvd.reducescatter(source, op=hvd.Sum, compression=compression)]
+
+        for result in both_ways(program):
+            assert set(np.asarray(result).tolist()) == {SIZE * value + sum(RANKS)}
+    for dtype in ("bool", "uint8", "complex64"):
+        untouched, context = compression.compress(tf.ones(2, dtype))
+        assert untouched.dtype == dtype
+        assert compression.decompress(untouched, context).dtype == dtype
+
+
 def test_gather_broadcast_scatter_and_exchange_rows():
     rows = [rank + 1 for rank in RANKS]
     everybody = np.concatenate([mine(rank, rows[rank]) for rank in RANKS])
