@@ -61,7 +61,8 @@ TORCH_SAME_BUT = {
         "bool, bfloat16, complex and strided tensors, too",
     ),
     "broadcast_optimizer_state": "LBFGS, too; fresh optimizers make no step for it",
-    "broadcast_parameters": "iterators such as model.named_parameters(), too",
+    "broadcast_parameters": "iterators such as model.named_parameters(), and tensors of every "
+    "dtype, sparse and quantized ones, too; what cannot be sent is named, and the rest is sent",
 }
 TORCH_DIFFERENCES = {
     "allreduce_async": _ASYNC,

@@ -28,6 +28,10 @@ Adasum = "Adasum"
 _UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, RecursionError)
 
 
+class UnsupportedOperation(errors.Error, ValueError):
+    """The call does not know that `op`. Where Horovod raises its HorovodInternalError for it."""
+
+
 class Where(NamedTuple):
     """Among whom, and under which name."""
 
@@ -81,10 +85,10 @@ def reducescatter(
 ) -> Operation:
     """Combine over all ranks and share out the rows; a list of arrays.
 
-    Raises ValueError for other operations than Average and Sum, and for a scalar.
+    Raises UnsupportedOperation for other operations than Average and Sum, ValueError for a scalar.
     """
     if how.op not in (Average, Sum):
-        raise ValueError(
+        raise UnsupportedOperation(
             f"Reducescatter currently only supports AVERAGE and SUM. (op={how.op!r}; allreduce "
             "knows the others.)"
         )
@@ -233,7 +237,7 @@ def broadcast_object(obj: Any, root_rank: int, where: Where = HERE) -> Any:
     root = root_in(root_rank, where.process_set, "broadcast_object")
 
     def run(channel: Channel) -> _Pickled:
-        mine = _pickled(obj) if channel.comm.rank == root else None
+        mine = pickled(obj) if channel.comm.rank == root else None
         sent: _Pickled = channel.comm.bcast(mine, root=root)
         return sent
 
@@ -244,13 +248,14 @@ def broadcast_object(obj: Any, root_rank: int, where: Where = HERE) -> Any:
 def allgather_object(obj: Any, where: Where = HERE) -> list[Any]:
     """The objects of all ranks, in order of rank; Error, on every rank, if one does not pickle."""
     call = _put_down(
-        "allgather_object", "", lambda channel: channel.comm.allgather(_pickled(obj)), where, None
+        "allgather_object", "", lambda channel: channel.comm.allgather(pickled(obj)), where, None
     )
     ranks = table_of(where.process_set, "allgather_object").ranks
     return _unpickled(complete(call), ranks)
 
 
-def _pickled(obj: object) -> _Pickled:
+def pickled(obj: object) -> _Pickled:
+    """The pickle and an empty text, or the reason why there is none."""
     try:
         return pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), ""
     except _UNPICKLABLE as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -41,6 +41,19 @@ def names_of(
             "the first); pass model.named_parameters()"
         )
     return known
+
+
+def parameter_names(
+    optimizer: torch.optim.Optimizer, pairs: Sequence[tuple[str, torch.Tensor]] | None
+) -> dict[torch.Tensor, str]:
+    """Horovod's ``_parameter_names``, which its users read; without `pairs` with its own names."""
+    if pairs is None:
+        pairs = [
+            (f"allreduce.noname.{g}.{i}", param)
+            for g, group in enumerate(optimizer.param_groups)
+            for i, param in enumerate(group["params"])
+        ]
+    return {param: name for name, param in sorted(pairs, key=lambda pair: pair[0])}
 
 
 def check_on_nonfinite(on_nonfinite: str) -> None:

@@ -16,6 +16,7 @@ from hvd_backup.operations import Adasum, Where, op_of
 from hvd_backup.process_sets import ProcessSet, global_process_set
 from hvd_backup.table import Operation
 from hvd_backup.torch.adasum import adasum_async
+from hvd_backup.torch.bits import assign
 from hvd_backup.torch.tensors import check_tensors, tensor_of, typed
 from hvd_backup.wire import Average, Reduction
 
@@ -334,9 +335,8 @@ def _fresh(tensors: Sequence[Tensor], one: bool = False) -> Callable[[Any], Any]
 
 def _in_place(tensors: Sequence[Tensor], one: bool = False) -> Callable[[Any], Any]:
     def finish(arrays: list[Any]) -> Any:
-        with torch.no_grad():
-            for array, tensor in zip(arrays, tensors, strict=True):
-                tensor.copy_(tensor_of(array, tensor))
+        for array, tensor in zip(arrays, tensors, strict=True):
+            assign(tensor, tensor_of(array, tensor))
         return tensors[0] if one else tuple(tensors)
 
     return finish

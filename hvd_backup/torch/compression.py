@@ -51,8 +51,10 @@ class NoneCompressor(Compressor):
 
 
 class _Cast(Compressor):
-    """Wider floating dtypes travel as `dtype`. Integers, bool and complex numbers travel as they
-    are: a half cannot hold them."""
+    """Wider floating dtypes travel as `dtype`.
+
+    Integers, bool and complex numbers travel as they are: a half cannot hold them.
+    """
 
     dtype: torch.dtype
 

@@ -6,11 +6,12 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from hvd_backup import errors, operations, runtime, wire
 from hvd_backup.collectives import allgather_object, broadcast_object
-from hvd_backup.torch.tensors import tensor_of, typed
+from hvd_backup.torch import bits
 from hvd_backup.wire import Channel
 
 __all__ = [
@@ -26,50 +27,83 @@ Params = Mapping[str, Any] | Iterable[tuple[str, torch.Tensor]] | Iterable[torch
 def broadcast_parameters(params: Params, root_rank: int = 0) -> None:
     """Give every rank `root_rank`'s values, in place.
 
-    `params` is a ``model.state_dict()``, ``model.named_parameters()`` or a list of tensors. Those
-    of a mapping are matched by name, others by position. Raises Mismatch, on every rank, when
-    names, shapes or dtypes differ; TypeError for an entry that is not a tensor.
+    `params` is a ``model.state_dict()``, ``model.named_parameters()`` or a list of tensors, of any
+    dtype, dense, sparse or quantized. Those of a mapping are matched by name, others by position.
+
+    Raises Mismatch, on every rank, when names, shapes, dtypes or what else makes the meaning of
+    their bits differ. Raises TypeError, on every rank, that names the entries which cannot be sent:
+    what is no tensor, or has no values yet. All others have been sent then. A module's extra state
+    is not sent, and is no error if all ranks have the same.
     """
     root = operations.root_in(root_rank, operations.HERE.process_set, "broadcast_parameters")
     entries = _entries(params)
     call = operations.any_call(
         "broadcast_parameters",
-        ", ".join(f"{name}: {_kind(tensor)}" for name, tensor in entries)
+        ", ".join(f"{name}: {_form(name, value)}" for name, value in entries)
         + f", root_rank={root_rank}",
-        lambda channel: _broadcast([tensor for _, tensor in entries], channel, root),
+        lambda channel: _broadcast_entries(entries, channel, root),
     )
     operations.complete(call)
 
 
-def _entries(params: Params) -> list[tuple[str, torch.Tensor]]:
+def _entries(params: Params) -> list[tuple[str, Any]]:
     if isinstance(params, torch.nn.Module):
         raise TypeError("broadcast_parameters takes model.state_dict(), not the model")
     if isinstance(params, Mapping):
-        entries: list[tuple[str, Any]] = sorted(params.items())
-    elif isinstance(params, Iterable) and not isinstance(params, torch.Tensor | str):
-        entries = [
+        return sorted(params.items())
+    if isinstance(params, Iterable) and not isinstance(params, torch.Tensor | str):
+        return [
             one if isinstance(one, tuple) and len(one) == 2 else (f"tensor {i}", one)
             for i, one in enumerate(params)
         ]
-    else:
-        raise ValueError(f"invalid params of type: {type(params)}")  # noqa: TRY004 (as in Horovod)
-    for name, tensor in entries:
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"broadcast_parameters: {name!r} is {type(tensor).__name__}, no tensor")
-    return entries
+    raise ValueError(f"invalid params of type: {type(params)}")
+
+
+def _form(name: str, value: Any) -> str:
+    if _is_extra_state(name, value):
+        return "extra state"
+    return bits.why_not(value) or bits.form(value)
+
+
+def _is_extra_state(name: str, value: Any) -> bool:
+    """Whether it is what a module's ``get_extra_state()`` gave, and no tensor."""
+    return str(name).endswith(_EXTRA_STATE) and not isinstance(value, torch.Tensor)
+
+
+def _broadcast_entries(entries: list[tuple[str, Any]], channel: Channel, root: int) -> None:
+    """Raises TypeError, which names what could not be sent; the rest has been, then."""
+    problems = []
+    for name, value in entries:
+        if _is_extra_state(name, value):
+            data, why = operations.pickled(value)
+            if why:
+                problems.append(f"{name!r}: {why}")
+            elif not wire.same_everywhere(channel, data):
+                problems.append(f"{name!r} differs between ranks: {_EXTRA_STATE_WAY_OUT}")
+        elif why := bits.why_not(value):
+            problems.append(f"{name!r} {why}")
+        else:
+            _broadcast([value], channel, root)
+    if problems:
+        raise TypeError(f"broadcast_parameters has sent all but these: {'; '.join(problems)}")
+
+
+_EXTRA_STATE = "_extra_state"
+_EXTRA_STATE_WAY_OUT = (
+    "a module's extra state can only be set by the module; use "
+    "model.load_state_dict(hvd.broadcast_object(model.state_dict()))"
+)
 
 
 def _broadcast(tensors: Iterable[torch.Tensor], channel: Channel, root: int) -> None:
-    with torch.no_grad():
-        for tensor in tensors:
-            array = typed(tensor).array.copy()
-            wire.broadcast(channel, array, root)
-            if channel.comm.rank != root:
-                tensor.copy_(tensor_of(array, tensor))
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+    for tensor in tensors:
+        for piece in bits.pieces(tensor):
+            if channel.comm.rank == root:
+                wire.broadcast(channel, bits.read(piece), root)
+            else:
+                received = np.empty(bits.size(piece), np.uint8)
+                wire.broadcast(channel, received, root)
+                bits.write(piece, received)
 
 
 class _Tensor(NamedTuple):
@@ -86,13 +120,18 @@ def broadcast_optimizer_state(
     """Give every rank `root_rank`'s optimizer state and hyperparameters.
 
     The others' optimizers may be fresh, or have another state: it is replaced. All optimizers do,
-    LBFGS too. `model` is accepted and not needed. Raises Mismatch, on every rank, when the ranks'
-    parameter groups differ; Error, on every rank, when the root's state does not pickle.
+    LBFGS too. Raises Mismatch, on every rank, when the ranks' parameter groups differ; Error, on
+    every rank, when the root's state does not pickle.
+
+    As in Horovod, a fresh optimizer's parameters have gradients of zeros after it. They are sparse
+    for SparseAdam, and for SGD in the sparse embeddings of `model`, which is needed for nothing
+    else.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"broadcast_optimizer_state takes a torch optimizer, not {optimizer!r}")
     root = operations.root_in(root_rank, operations.HERE.process_set, "broadcast_optimizer_state")
     groups = [len(group["params"]) for group in optimizer.param_groups]
+    is_fresh = not optimizer.state_dict()["state"]
     state: list[Any] = []
 
     def run(channel: Channel) -> str:
@@ -119,6 +158,23 @@ def broadcast_optimizer_state(
         raise errors.Error(f"rank {root_rank}: {problem}")
     if runtime.rank() != root_rank:
         optimizer.load_state_dict(state[0])
+    if is_fresh:
+        _zero_gradients(optimizer, model)
+
+
+def _zero_gradients(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None) -> None:
+    """Give every trainable parameter a gradient of zeros."""
+    modules = () if model is None else model.modules()
+    tables = {id(m.weight) for m in modules if isinstance(m, torch.nn.Embedding) and m.sparse}
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if not param.requires_grad:
+                continue
+            zeros = torch.zeros_like(param, memory_format=torch.contiguous_format)
+            sparse = isinstance(optimizer, torch.optim.SparseAdam) or (
+                isinstance(optimizer, torch.optim.SGD) and id(param) in tables
+            )
+            param.grad = zeros.to_sparse() if sparse else zeros
 
 
 def _pickled(skeleton: Any, tensors: list[torch.Tensor]) -> tuple[bytes, str]:
@@ -131,10 +187,16 @@ def _pickled(skeleton: Any, tensors: list[torch.Tensor]) -> tuple[bytes, str]:
 
 def _without_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
     """The same nest of dicts, lists and tuples; its dense tensors are appended to `tensors`."""
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+    if isinstance(value, torch.Tensor) and _is_plain(value):
         tensors.append(value)
         return _Tensor(len(tensors) - 1, value.dtype, tuple(value.shape))
     return _mapped(value, lambda inner: _without_tensors(inner, tensors))
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of its dtype and shape can take its values; others are pickled."""
+    strided = tensor.layout == torch.strided and not tensor.is_quantized
+    return strided and not bits.why_not(tensor)
 
 
 def _with_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:

@@ -12,7 +12,7 @@ from hvd_backup import arguments
 from hvd_backup.group import Group
 from hvd_backup.reports import Round, Stats
 from hvd_backup.torch import owners
-from hvd_backup.torch.arguments import check_on_nonfinite, names_of
+from hvd_backup.torch.arguments import check_on_nonfinite, names_of, parameter_names
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.compression import Compresses, Compression
 from hvd_backup.torch.forms import Ways
@@ -111,7 +111,8 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
         "timeout": timeout,
     }
     b = group.check(options).backup_workers
-    names = names_of(optimizer, named_parameters)
+    pairs = None if named_parameters is None else list(named_parameters)
+    names = names_of(optimizer, pairs)
     rounds: Rounds | Outside
     if group.included:
         rounds = Rounds(
@@ -133,8 +134,10 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
             former.hand_over(optimizer)
         rounds = Outside(optimizer)
     # Instance attributes, not a subclass: isinstance, pickling and schedulers see what they saw.
-    vars(optimizer).update({name: getattr(rounds, name) for name in _METHODS})
-    vars(optimizer).update(last_round=None, weight=1.0)
+    extended: dict[str, Any] = vars(optimizer)
+    extended.update({name: getattr(rounds, name) for name in _METHODS})
+    extended.update(last_round=None, weight=1.0)
+    extended["_parameter_names"] = parameter_names(optimizer, pairs)  # Horovod's name
     return cast("DistributedOptimizerType", optimizer)
 
 

@@ -43,7 +43,7 @@ def check_tensors(call: str, tensors: Sequence[object], *, reduced: bool) -> Non
 
 def typed(tensor: torch.Tensor) -> Typed:
     """The tensor as an array: a view if it is contiguous and on the host, else a copy."""
-    host = tensor.detach().cpu().contiguous()
+    host = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     name = str(host.dtype).removeprefix("torch.")
     if host.dtype in _BITS:
         return Typed(_numpy(host.view(_BITS[host.dtype])).view(np.uint16), name)

@@ -12,9 +12,7 @@ from launching import ROOT
 
 pytestmark = pytest.mark.timeout(400)
 
-FILES = [
-    f"tests/mpi/test_horovod_{what}.py" for what in ("collectives", "odd_inputs", "optimizer")
-]
+FILES = [f"tests/mpi/test_horovod_{what}.py" for what in ("collectives", "odd_inputs", "optimizer")]
 SIGNATURES = """
 import inspect, json, horovod.torch as hvd
 print(json.dumps({
