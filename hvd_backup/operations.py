@@ -12,7 +12,7 @@ import numbers
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from hvd_backup import errors, runtime, wire
 from hvd_backup.process_sets import ProcessSet, global_process_set, table_of
 from hvd_backup.table import Operation, ranks_text
-from hvd_backup.wire import Average, Channel, Reduction, Sum, Typed
+from hvd_backup.wire import Average, Channel, Message, Reduction, Sum, Typed
 
 Array = npt.NDArray[Any]
 Finish = Callable[[Any], Any]
@@ -228,18 +228,14 @@ def poll(operation: Operation) -> bool:
 
 # ---- objects ------------------------------------------------------------------------------------
 
-# The pickle, or why there is none: the others are told, instead of waiting for it.
-_Pickled: TypeAlias = tuple[bytes, str]
-
 
 def broadcast_object(obj: Any, root_rank: int, where: Where = HERE) -> Any:
     """`root_rank`'s object, on every rank; Error, on every rank, if it does not pickle."""
     root = root_in(root_rank, where.process_set, "broadcast_object")
 
-    def run(channel: Channel) -> _Pickled:
+    def run(channel: Channel) -> Message:
         mine = pickled(obj) if channel.comm.rank == root else None
-        sent: _Pickled = channel.comm.bcast(mine, root=root)
-        return sent
+        return wire.broadcast_message(channel, mine, root)
 
     call = _put_down("broadcast_object", f"root_rank={root_rank}", run, where, None)
     return _unpickled([complete(call)], [root_rank])[0]
@@ -247,31 +243,33 @@ def broadcast_object(obj: Any, root_rank: int, where: Where = HERE) -> Any:
 
 def allgather_object(obj: Any, where: Where = HERE) -> list[Any]:
     """The objects of all ranks, in order of rank; Error, on every rank, if one does not pickle."""
-    call = _put_down(
-        "allgather_object", "", lambda channel: channel.comm.allgather(pickled(obj)), where, None
-    )
+
+    def run(channel: Channel) -> list[Message]:
+        return wire.gather_messages(channel, pickled(obj))
+
+    call = _put_down("allgather_object", "", run, where, None)
     ranks = table_of(where.process_set, "allgather_object").ranks
     return _unpickled(complete(call), ranks)
 
 
-def pickled(obj: object) -> _Pickled:
-    """The pickle and an empty text, or the reason why there is none."""
+def pickled(obj: object) -> Message:
+    """The pickle, or why there is none: the others are told, instead of waiting for it."""
     try:
-        return pickle.dumps(obj, pickle.HIGHEST_PROTOCOL), ""
+        return Message(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))
     except _UNPICKLABLE as error:
         problem = f"{type(obj).__name__} cannot be pickled: {error}"
     # Functions and classes that are made in a function, say: as Horovod.
     try:
         cloudpickle = importlib.import_module("cloudpickle")
     except ImportError:
-        return b"", f"{problem} (cloudpickle may do it: pip install cloudpickle)"
+        return Message(b"", f"{problem} (cloudpickle may do it: pip install cloudpickle)")
     try:
-        return cloudpickle.dumps(obj), ""
+        return Message(cloudpickle.dumps(obj))
     except _UNPICKLABLE:
-        return b"", problem
+        return Message(b"", problem)
 
 
-def _unpickled(everybody: Sequence[_Pickled], ranks: Sequence[int]) -> list[Any]:
+def _unpickled(everybody: Sequence[Message], ranks: Sequence[int]) -> list[Any]:
     for rank, (_, problem) in zip(ranks, everybody, strict=True):
         if problem:
             raise errors.Error(f"rank {rank}: {problem}")

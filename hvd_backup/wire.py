@@ -5,6 +5,8 @@ Allreduce, Allgatherv, Alltoallv, Bcast. A caller has made sure that all ranks a
 same arguments.
 
 A dtype is numpy's name, or "bfloat16", whose array holds the bits as uint16.
+
+MPI counts in ints, up to 2 GiB. What is larger travels in pieces.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ Array = npt.NDArray[Any]
 Average, Sum, Min, Max, Product = "Average", "Sum", "Min", "Max", "Product"
 _MPI_NAMES = {Average: "SUM", Sum: "SUM", Min: "MIN", Max: "MAX", Product: "PROD"}
 OPERATIONS = tuple(_MPI_NAMES)
+
+# Bytes of the largest piece that one MPI call moves on one rank. The same on all ranks.
+LARGEST = 1 << 30
 
 # numpy's kinds of dtypes that can be added, and that can be compared.
 _ADDABLE, _ORDERED = "iufc", "iuf"
@@ -55,6 +60,13 @@ class Channel(NamedTuple):
 
     comm: Any
     mpi: Any
+
+
+class Message(NamedTuple):
+    """Bytes, or the reason why a rank has none to send."""
+
+    data: Any  # bytes, or a uint8 array
+    problem: str = ""
 
 
 def can_reduce(dtype: str, op: str) -> bool:
@@ -94,7 +106,9 @@ def _allreduce(channel: Channel, part: Typed, how: Reduction) -> Array:
     flat = Typed(np.ascontiguousarray(part.array).reshape(-1), part.dtype)
     work = _scaled(_widened(flat), how.before)
     result = np.empty_like(work)
-    channel.comm.Allreduce(work, result, op=getattr(channel.mpi, _MPI_NAMES[how.op]))
+    op = getattr(channel.mpi, _MPI_NAMES[how.op])
+    for piece in _pieces(work.size, work.itemsize):
+        channel.comm.Allreduce(work[piece], result[piece], op=op)
     total = _finished(result, part.dtype, how, channel.comm.size)
     return total.reshape(part.array.shape)
 
@@ -106,7 +120,8 @@ def reducescatter(channel: Channel, part: Typed, how: Reduction) -> Array:
     """
     source, size, rank = part.array, channel.comm.size, channel.comm.rank
     shares = shares_of(source.shape[0], size)
-    received = _exchange_rows(channel, source, shares, [shares[rank]] * size)
+    most = shares[0] * _row_bytes(source)
+    received = _exchange_rows(channel, source, shares, [shares[rank]] * size, most)
     pieces = received.reshape(size, shares[rank], *source.shape[1:])
     total = _scaled(_widened(Typed(pieces[0], part.dtype)), how.before).copy()
     for piece in pieces[1:]:
@@ -135,7 +150,16 @@ def allgather(channel: Channel, batch: Sequence[Array]) -> list[tuple[Array, lis
 def _gather_rows(channel: Channel, source: Array, rows: list[int]) -> Array:
     result = np.empty((sum(rows), *source.shape[1:]), source.dtype)
     row = _row_bytes(source)
-    channel.comm.Allgatherv(_bytes(source), (_bytes(result), [row * n for n in rows]))
+    if result.nbytes <= LARGEST:
+        channel.comm.Allgatherv(_bytes(source), (_bytes(result), [row * n for n in rows]))
+        return result
+    first = 0
+    for rank, n in enumerate(rows):
+        theirs = result[first : first + n]
+        if rank == channel.comm.rank:
+            theirs[...] = source
+        broadcast(channel, theirs, rank)
+        first += n
     return result
 
 
@@ -147,24 +171,96 @@ def alltoall(channel: Channel, source: Array, splits: Sequence[int]) -> tuple[Ar
     ones = [1] * size
     channel.comm.Alltoallv((sent, ones), (received, ones))
     counts = received.tolist()
-    return _exchange_rows(channel, source[: sum(splits)], splits, counts), counts
+    largest = np.array([max(splits, default=0) * _row_bytes(source)], np.int64)
+    most = np.empty_like(largest)
+    channel.comm.Allreduce(largest, most, op=channel.mpi.MAX)
+    rows = _exchange_rows(channel, source[: sum(splits)], splits, counts, int(most[0]))
+    return rows, counts
 
 
 def _exchange_rows(
-    channel: Channel, source: Array, sent: Sequence[int], received: Sequence[int]
+    channel: Channel, source: Array, sent: Sequence[int], received: Sequence[int], most: int
 ) -> Array:
+    """`most` is the same on all ranks: bytes that the largest share between any two ranks has."""
     source = np.ascontiguousarray(source)
     result = np.empty((sum(received), *source.shape[1:]), source.dtype)
     row = _row_bytes(source)
-    channel.comm.Alltoallv(
-        (_bytes(source), [row * n for n in sent]), (_bytes(result), [row * n for n in received])
-    )
+    to, from_ = [row * n for n in sent], [row * n for n in received]
+    share = max(1, LARGEST // channel.comm.size)
+    if most <= share:
+        channel.comm.Alltoallv((_bytes(source), to), (_bytes(result), from_))
+        return result
+    for first in range(0, most, share):
+        outgoing = _parts(_bytes(source), to, first, share)
+        incoming = _parts(_bytes(result), from_, first, share)
+        packed = np.concatenate(outgoing)
+        landed = np.empty(sum(part.size for part in incoming), np.uint8)
+        channel.comm.Alltoallv(
+            (packed, [part.size for part in outgoing]), (landed, [part.size for part in incoming])
+        )
+        cuts = np.cumsum([part.size for part in incoming])[:-1]
+        for part, piece in zip(incoming, np.split(landed, cuts), strict=True):
+            part[...] = piece
     return result
+
+
+def _parts(flat: Array, counts: Sequence[int], first: int, share: int) -> list[Array]:
+    """Of each rank's `counts` bytes, which lie one after another: `share` ones from `first` on."""
+    ends = np.cumsum(counts).tolist()
+    starts = [end - count for end, count in zip(ends, counts, strict=True)]
+    return [
+        flat[min(start + first, end) : min(start + first + share, end)]
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def broadcast(channel: Channel, array: Array, root: int) -> None:
     """The root's bytes to every rank, in place: every dtype goes. `array` is contiguous."""
-    channel.comm.Bcast(_bytes(array), root=root)
+    flat = _bytes(array)
+    for piece in _pieces(flat.size, 1):
+        channel.comm.Bcast(flat[piece], root=root)
+
+
+def broadcast_message(channel: Channel, message: Message | None, root: int) -> Message:
+    """The root's message, on every rank; the others' are not looked at."""
+    mine = _head(message, LARGEST) if message is not None and channel.comm.rank == root else None
+    return _whole(channel, channel.comm.bcast(mine, root=root), message, root)
+
+
+def gather_messages(channel: Channel, message: Message) -> list[Message]:
+    """All ranks' messages, in order of rank."""
+    heads = channel.comm.allgather(_head(message, LARGEST // channel.comm.size))
+    return [_whole(channel, head, message, rank) for rank, head in enumerate(heads)]
+
+
+class _Head(NamedTuple):
+    """What all ranks are told of a message at first: all of it, if it is not `large`."""
+
+    message: Message
+    large: int = 0  # its bytes
+
+
+def _head(message: Message, most: int) -> _Head:
+    if len(message.data) <= most:
+        return _Head(message)
+    return _Head(Message(b"", message.problem), len(message.data))
+
+
+def _whole(channel: Channel, head: _Head, mine: Message | None, root: int) -> Message:
+    if not head.large:
+        return head.message
+    if channel.comm.rank == root and mine is not None:
+        broadcast(channel, np.frombuffer(mine.data, np.uint8), root)
+        return mine
+    data = np.empty(head.large, np.uint8)
+    broadcast(channel, data, root)
+    return Message(data, head.message.problem)
+
+
+def _pieces(count: int, itemsize: int) -> list[slice]:
+    """Slices of so many items, of `LARGEST` bytes at most; one if there are none."""
+    step = max(1, LARGEST // itemsize)
+    return [slice(first, first + step) for first in range(0, max(count, 1), step)]
 
 
 def _bytes(array: Array) -> npt.NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import torch
 from hvd_backup import errors, operations, runtime, wire
 from hvd_backup.collectives import allgather_object, broadcast_object
 from hvd_backup.torch import bits
-from hvd_backup.wire import Channel
+from hvd_backup.wire import Channel, Message
 
 __all__ = [
     "allgather_object",
@@ -136,13 +136,13 @@ def broadcast_optimizer_state(
 
     def run(channel: Channel) -> str:
         tensors: list[torch.Tensor] = []
-        sent: tuple[bytes, str] = (b"", "")
+        mine: Message | None = None
         if channel.comm.rank == root:
-            sent = _pickled(_without_tensors(optimizer.state_dict(), tensors), tensors)
-        data, problem = channel.comm.bcast(sent, root=root)
-        if problem:
-            return str(problem)
-        skeleton, kinds = pickle.loads(data)
+            mine = _pickled(_without_tensors(optimizer.state_dict(), tensors), tensors)
+        sent = wire.broadcast_message(channel, mine, root)
+        if sent.problem:
+            return sent.problem
+        skeleton, kinds = pickle.loads(sent.data)
         if channel.comm.rank != root:
             tensors = [torch.empty(kind.shape, dtype=kind.dtype) for kind in kinds]
         _broadcast(tensors, channel, root)
@@ -177,12 +177,12 @@ def _zero_gradients(optimizer: torch.optim.Optimizer, model: torch.nn.Module | N
             param.grad = zeros.to_sparse() if sparse else zeros
 
 
-def _pickled(skeleton: Any, tensors: list[torch.Tensor]) -> tuple[bytes, str]:
+def _pickled(skeleton: Any, tensors: list[torch.Tensor]) -> Message:
     kinds = [_Tensor(i, t.dtype, tuple(t.shape)) for i, t in enumerate(tensors)]
     try:
-        return pickle.dumps((skeleton, kinds), pickle.HIGHEST_PROTOCOL), ""
+        return Message(pickle.dumps((skeleton, kinds), pickle.HIGHEST_PROTOCOL))
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
-        return b"", f"the optimizer's state cannot be pickled: {error}"
+        return Message(b"", f"the optimizer's state cannot be pickled: {error}")
 
 
 def _without_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
