@@ -11,10 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import select
-import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -22,9 +19,10 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hvd_backup import errors, frames, launch
+from hvd_backup import errors, launch
 from hvd_backup._core import Segment
 from hvd_backup.frames import Frame
+from hvd_backup.local_link import Link
 
 T = TypeVar("T")
 Array: TypeAlias = npt.NDArray[Any]
@@ -63,13 +61,15 @@ class Group:
 
 
 class Request:
-    """A barrier that is under way."""
+    """A barrier that is under way, or an exchange of bytes."""
 
     def __init__(self, comm: Intracomm, tag: str) -> None:
         self._comm = comm
         self._tag = tag
         self._broken_at: float | None = None
         self._done = False
+        self.parts: list[bytes] = []
+        """What the members gave, by rank, once all have."""
 
     def Test(self) -> bool:  # noqa: N802 (mpi4py's name)
         """Whether all have come. Raises PeerFailed if that cannot be any more."""
@@ -78,6 +78,7 @@ class Request:
         reply = self._comm._link.take(self._tag, 0.0)  # noqa: SLF001
         if reply is not None and "missing" not in reply.header:
             self._done = True
+            self.parts = _parts(reply)
         elif reply is not None:
             self._broken_at = time.monotonic()
             self._broken = reply
@@ -158,6 +159,13 @@ class Intracomm:
 
     def Ibarrier(self) -> Request:  # noqa: N802
         return Request(self, self._post(b""))
+
+    def iallgather_bytes(self, mine: bytes) -> Request:
+        """Begins to exchange bytes, of any number; ``Request.parts`` has them by rank.
+
+        mpi4py has no such name.
+        """
+        return Request(self, self._post(mine))
 
     def Abort(self, errorcode: int = 1) -> NoReturn:  # noqa: N802
         """End all ranks; the launcher's exit status is `errorcode`."""
@@ -257,11 +265,7 @@ class Intracomm:
             pass
         if "missing" in reply.header:
             self._refuse(reply)
-        parts, first = [], 0
-        for size in reply.header["sizes"]:
-            parts.append(reply.payload[first : first + size])
-            first += size
-        return parts
+        return _parts(reply)
 
     def _post(self, mine: bytes) -> str:
         self._calls += 1
@@ -299,49 +303,6 @@ class Comm:
         return SIMILAR if sorted(one._ranks) == sorted(other._ranks) else UNEQUAL  # noqa: SLF001
 
 
-class Link:
-    """This process's socket to the launcher. Several threads may wait for replies."""
-
-    def __init__(self, path: str, token: str, rank: int) -> None:
-        self.rank = rank
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.connect(path)
-        except OSError as error:
-            raise errors.LaunchError(
-                f"rank {rank} cannot reach {launch.LOCAL} at {path}: {error}; has it ended?"
-            ) from None
-        self._decoder = frames.Decoder()
-        self._replies: dict[str, Frame] = {}
-        self._reading, self._writing = threading.Lock(), threading.Lock()
-        self.send(Frame({"token": token, "rank": rank}))
-
-    def send(self, frame: Frame) -> None:
-        with self._writing, self._naming_the_launcher():
-            self._socket.sendall(frames.encode(frame))
-
-    def take(self, tag: str, timeout: float) -> Frame | None:
-        """The reply to what was sent with this tag; None if it is not there within `timeout` s."""
-        with self._reading:
-            if tag not in self._replies and select.select([self._socket], [], [], timeout)[0]:
-                with self._naming_the_launcher():
-                    piece = self._socket.recv(1 << 20)
-                    if not piece:
-                        raise ConnectionResetError("it has closed the connection")
-                for frame in self._decoder.feed(piece):
-                    self._replies[frame.header["tag"]] = frame
-            return self._replies.pop(tag, None)
-
-    @contextlib.contextmanager
-    def _naming_the_launcher(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise errors.PeerFailed(
-                f"rank {self.rank} has lost {launch.LOCAL}, which started it: {error}"
-            ) from None
-
-
 def module_of(comm: object) -> Any:
     """mpi4py.MPI, or this module for a communicator of its own."""
     if isinstance(comm, Intracomm):
@@ -370,6 +331,15 @@ def __getattr__(name: str) -> Any:
     if name == "COMM_WORLD":
         return world(os.environ)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _parts(reply: Frame) -> list[bytes]:
+    """The bytes of all members, by rank, from the launcher's reply."""
+    parts, first = [], 0
+    for size in reply.header["sizes"]:
+        parts.append(reply.payload[first : first + size])
+        first += size
+    return parts
 
 
 def _flat(array: Array) -> Bytes:

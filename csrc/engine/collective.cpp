@@ -172,7 +172,9 @@ RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double we
   const Flat& flat = arena_.spec().flats.front();
   const std::size_t bytes = flat.count * size_of(flat.dtype);
   // A contribution that may be carried on must be in the slot.
-  const bool stage = !options_.remote_reads || bytes <= kStageUpTo || options_.late == Late::carry;
+  const bool is_refused = arena_.member(rank_).stages.load(std::memory_order_acquire) != 0;
+  const bool stage = !options_.remote_reads || is_refused || bytes <= kStageUpTo ||
+                     options_.late == Late::carry;
   if (stage) copy_bytes(slot(), in, bytes, false);
   contribute(weight, stage ? nullptr : in);
   // What others may still read is not written before the round is done.
@@ -224,12 +226,24 @@ void Collective::contribute(double weight, const std::byte* in) {
   if (carried_weight_ > 0) fold_carried(weight);
   Entry& entry = arena_.entry(number_, rank_);
   weight_ = weight;
+  unstaged_ = in;
   entry.weight.store(weight, std::memory_order_relaxed);
   entry.address.store(reinterpret_cast<std::uintptr_t>(in), std::memory_order_relaxed);
   const Arrival arrival = arena_.is_part() ? announce() : enter(weight);
   sealed_it_ = arrival == Arrival::sealed;
   lost_ = arrival == Arrival::late;
   phase_ = Phase::arrived;
+}
+
+// Others cannot read this rank's private memory after all.
+void Collective::stage_if_asked() {
+  Member& me = arena_.member(rank_);
+  if (unstaged_ == nullptr || me.stages.load(std::memory_order_acquire) == 0) return;
+  const Flat& flat = arena_.spec().flats.front();  // allreduce() has one
+  const std::size_t bytes = flat.count * size_of(flat.dtype);
+  copy_bytes(slot(), std::exchange(unstaged_, nullptr), bytes, false);
+  arena_.entry(number_, rank_).address.store(0, std::memory_order_release);
+  arena_.round(number_).bell.ring();
 }
 
 void Collective::stamp() {
@@ -298,11 +312,15 @@ RoundReport Collective::finish(std::byte* out) {
 RoundReport Collective::finish_unstaged(std::byte* out) {
   // After an error the caller's memory is his own again, and others may be reading it.
   try {
-    return finish(out);
+    RoundReport report = finish(out);
+    unstaged_ = nullptr;
+    return report;
   } catch (const Error& error) {
+    unstaged_ = nullptr;
     fail(error.what());
     throw;
   } catch (...) {
+    unstaged_ = nullptr;
     fail("round " + std::to_string(number_) + ", rank " + std::to_string(rank_) +
          ": interrupted while others read its contribution");
     throw;

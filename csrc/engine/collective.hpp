@@ -96,6 +96,7 @@ class Collective {
 
   void start_round();
   void contribute(double weight, const std::byte* in);
+  void stage_if_asked();
   void stamp();
   Arrival enter(double weight);
   Arrival announce();
@@ -121,6 +122,7 @@ class Collective {
   bool sealed_it_ = false;      // this rank closed this round
   bool lost_ = false;           // this round's contribution is known to be late
   double weight_ = 0;           // of this round's contribution
+  const std::byte* unstaged_ = nullptr;  // where that is, if others read it where it is
   int buffer_ = -1;
   std::vector<std::byte> carried_;
   double carried_weight_ = 0;

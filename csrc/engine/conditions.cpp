@@ -47,6 +47,7 @@ Collective::ResultCondition::ResultCondition(Collective& owner, std::byte* out)
       ledger_(owner.options_.policy, words_.data()) {}
 
 bool Collective::ResultCondition::ready() {
+  owner_.stage_if_asked();
   if (!sealed_) sealed_ = seal_seen();
   if (!begun_ && has_work()) start_helping();
   if (helping_) owner_.reduction_.help();

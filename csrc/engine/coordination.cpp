@@ -18,7 +18,7 @@ Frame make_frame(Message kind, std::uint32_t channel, std::vector<std::byte> pay
 }
 
 void Coordination::add(std::uint32_t channel, const Policy& policy) {
-  channels_.emplace(channel, Rounds{Coordinator(policy)});
+  channels_.try_emplace(channel, policy);
 }
 
 void Coordination::remove(std::uint32_t channel) { channels_.erase(channel); }

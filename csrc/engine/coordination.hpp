@@ -41,6 +41,7 @@ class Coordination {
 
  private:
   struct Rounds {
+    explicit Rounds(const Policy& policy) : coordinator(policy) {}
     Coordinator coordinator;
     Nanoseconds tell_at = 0;  // who has arrived so far; 0: nobody has
     Nanoseconds tell_after = 0;

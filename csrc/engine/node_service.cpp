@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <exception>
 #include <utility>
 
 #include "base/error.hpp"
@@ -52,8 +53,8 @@ NodeService::NodeService(Parts parts)
     : process_(getpid()),
       alarm_(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)),
       work_(std::move(parts)) {
-  if (alarm_ < 0) throw SystemError("cannot make a timer", errno);
-  bed_.add(alarm_, kAlarm);
+  if (alarm_.get() < 0) throw SystemError("cannot make a timer", errno);
+  bed_.add(alarm_.get(), kAlarm);
   bed_.add(work_.fd(), kWork);
   const SignalsBlocked blocked;  // inherited by the thread
   thread_ = std::thread([this] { serve(); });
@@ -65,7 +66,6 @@ NodeService::~NodeService() {
   } else if (thread_.joinable()) {
     thread_.detach();  // a forked process has this object, but not the thread
   }
-  ::close(alarm_);
 }
 
 void NodeService::close() {
@@ -93,8 +93,18 @@ std::string NodeService::problem() const {
   return work_.problem();
 }
 
-// The thread's life.
+// The thread's life. What it throws would end the process, which is the user's.
 void NodeService::serve() {
+  try {
+    serve_until_closed();
+  } catch (const std::exception& error) {
+    const std::lock_guard lock(turn_);
+    work_.give_up(std::string("the thread between the nodes: ") + error.what());
+    changed_.notify_all();
+  }
+}
+
+void NodeService::serve_until_closed() {
   while (!closed_) {
     Nanoseconds rest = kRest;
     if (visitors_ == 0) {
@@ -110,7 +120,7 @@ void NodeService::serve() {
     for (const Poller::Ready& ready : bed_.wait(rest)) {
       std::uint64_t times = 0;
       if (ready.tag != kAlarm) continue;
-      [[maybe_unused]] const auto n = read(alarm_, &times, sizeof times);
+      [[maybe_unused]] const auto n = read(alarm_.get(), &times, sizeof times);
       alarm_is_set_ = false;  // not before: a rank that found it set and left is no visitor now
     }
   }
@@ -163,7 +173,7 @@ void NodeService::listen() {
 void NodeService::wake(Nanoseconds after) const {
   itimerspec once{};
   once.it_value = {after / kSecond, after % kSecond};
-  timerfd_settime(alarm_, 0, &once, nullptr);
+  timerfd_settime(alarm_.get(), 0, &once, nullptr);
 }
 
 }  // namespace hvd_backup

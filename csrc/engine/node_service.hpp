@@ -47,6 +47,7 @@ class NodeService final : public Errand {
 
  private:
   void serve();
+  void serve_until_closed();
   bool turn();
   void listen();
   void wake(Nanoseconds after) const;
@@ -54,7 +55,7 @@ class NodeService final : public Errand {
   const int process_;  // whose thread it is
   std::thread thread_;
   Poller bed_;                    // where the thread sleeps; it hears of work unless a rank is here
-  int alarm_;                     // wakes it
+  Descriptor alarm_;              // wakes it
   std::atomic<int> visitors_{0};  // threads that do the work: of the rank, as a rule one
   std::atomic<bool> alarm_is_set_{false};
   std::atomic<bool> closed_{false};

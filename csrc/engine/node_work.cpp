@@ -4,6 +4,7 @@
 #include <cstring>
 #include <exception>
 #include <iterator>
+#include <mutex>
 #include <utility>
 
 #include "base/error.hpp"
@@ -27,6 +28,20 @@ struct RowHead {
   std::uint32_t flags;
 };
 
+/// What is kept to the end of the process; never destroyed. Services may end in several threads.
+template <class T>
+class Attic {
+ public:
+  void keep(T one) {
+    const std::lock_guard lock(mutex_);
+    kept_.push_back(std::move(one));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<T> kept_;
+};
+
 }  // namespace
 
 NodeWork::NodeWork(Parts parts)
@@ -41,10 +56,10 @@ NodeWork::NodeWork(Parts parts)
 void NodeWork::close() {
   parts_.control.reset();
   // A transfer cannot be called off: should another node get to it, its memory must be there.
-  static auto* const unfinished = new std::vector<Channel>;  // never destroyed
+  static auto* const unfinished = new Attic<Channel>;
   for (auto& [number, channel] : channels_) {
     if (channel.interchange->need() == Interchange::Need::nothing) continue;
-    unfinished->push_back(std::move(channel));
+    unfinished->keep(std::move(channel));
   }
   channels_.clear();
 }
@@ -65,10 +80,15 @@ bool NodeWork::turn() {
     if (moved) moved_at_ = clock_.now();
     return moved;
   } catch (const std::exception& error) {
-    fail(error.what());
-    parts_.control.reset();  // the other nodes see that this one is lost
+    give_up(error.what());
     return false;
   }
+}
+
+void NodeWork::give_up(const std::string& text) {
+  cut_off_others();
+  fail(text);
+  parts_.control.reset();  // the other nodes see that this one is lost
 }
 
 bool NodeWork::look() {
@@ -164,7 +184,7 @@ void NodeWork::take(const Control::Event& event) {
     case Control::Event::Kind::joined:
       return;
     case Control::Event::Kind::lost:
-      return lose(event.node);
+      return lose(event.node, event.is_silent);
     case Control::Event::Kind::frame:
       return parts_.node == 0 ? submit(event.frame) : deliver(event.frame);
   }
@@ -235,24 +255,32 @@ void NodeWork::take_row(const Frame& frame) {
                       frame.payload.size() - sizeof head);
   }
   somebody_left_ = somebody_left_ || head.flags != 0;
-  for (const Rows::Flag flag : {Rows::kLeft, Rows::kDead}) {
+  for (const Rows::Flag flag : {Rows::kLeft, Rows::kSilent, Rows::kDead}) {
     if ((head.flags & flag) != 0) parts_.rows.set(head.row, flag);
   }
 }
 
 // A node is gone, with all its ranks.
-void NodeWork::lose(int node) {
-  for (const int rank : parts_.nodes.ranks(node)) bury(rank);
-  if (node == 0 && !all_left()) {
-    fail(
-        "the coordinator, in the process of rank 0, is gone; start again from the last checkpoint");
-  }
+void NodeWork::lose(int node, bool is_silent) {
+  for (const int rank : parts_.nodes.ranks(node)) bury(rank, is_silent);
+  if (node != 0 || all_left()) return;
+  cut_off_others();
+  fail("the coordinator, in the process of rank 0, is gone; start again from the last checkpoint");
 }
 
-void NodeWork::bury(int rank) {
+void NodeWork::bury(int rank, bool is_silent) {
   if (parts_.rows.flags(rank) != 0) return;
+  if (is_silent) parts_.rows.set(rank, Rows::kSilent);  // first: who sees it dead knows why
   parts_.rows.set(rank, Rows::kDead);
   submit(row_frame(rank));
+}
+
+// Whether ranks of other nodes live, and what they do, is not heard here any more.
+void NodeWork::cut_off_others() {
+  for (int rank = 0; rank < parts_.nodes.world(); ++rank) {
+    const bool is_elsewhere = parts_.nodes.of(rank) != parts_.node;
+    if (is_elsewhere && parts_.rows.flags(rank) == 0) parts_.rows.set(rank, Rows::kCutOff);
+  }
 }
 
 void NodeWork::patrol() {

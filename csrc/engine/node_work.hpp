@@ -49,6 +49,8 @@ class NodeWork {
   /// One look at everything. True if there was something. When it cannot go on, the ranks' waits
   /// end, problem() tells why, and there is never anything any more.
   bool turn();
+  /// It cannot go on, for this reason.
+  void give_up(const std::string& text);
   /// Data on its way does not ring: it is looked for without a rest at first, from the last time
   /// that something moved, and then again and again, at the latest after `longest_nap`. (MPI moves
   /// it only while somebody looks.)
@@ -84,8 +86,9 @@ class NodeWork {
   void deliver(const Frame& frame);
   void take_row(const Frame& frame);
   Frame row_frame(int row) const;
-  void lose(int node);
-  void bury(int rank);
+  void lose(int node, bool is_silent);
+  void bury(int rank, bool is_silent = false);
+  void cut_off_others();
   void patrol();
   void drop_what_is_over();
   bool all_left() const;

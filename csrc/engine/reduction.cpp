@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "base/error.hpp"
 #include "memory/remote.hpp"
@@ -77,6 +78,7 @@ void Reduction::begin(RoundNumber number, const std::vector<int>& contributors, 
   first_ = first;
   double total = 0;
   any_remote_ = false;
+  owed_.reset();
   progress_in_ = -1;
   begun_at_ = progress_at_ = clock_.now();
   contributors_.clear();
@@ -88,7 +90,7 @@ void Reduction::begin(RoundNumber number, const std::vector<int>& contributors, 
     Contributor contributor;
     contributor.rank = rank;
     contributor.operand = {arena_.slot(rank), weight};
-    if (const std::uint64_t address = entry.address.load(std::memory_order_relaxed)) {
+    if (const std::uint64_t address = entry.address.load(std::memory_order_acquire)) {
       contributor.address = address;
       contributor.pid = arena_.member(rank).pid.load(std::memory_order_relaxed);
       any_remote_ = true;
@@ -110,8 +112,9 @@ bool Reduction::help() {
   Attempt now = attempt();
   if (now.buffer < 0 && (first_ || clock_.now() - begun_at_ > kPrecedence)) now = start_attempt(0);
   if (now.buffer < 0) return false;
+  if (any_remote_) read_from_slots();
   try {
-    take_chunks(now.buffer);
+    if (!any_remote_ || !owed_) take_chunks(now.buffer);
   } catch (const PeerFailed&) {
     // A contributor whose round was finished without this rank may be gone by now.
     if (published() < 0) throw;
@@ -178,25 +181,32 @@ Reduction::Attempt Reduction::start_attempt(unsigned count) {
 void Reduction::take_chunks(int buffer) {
   ResultControl& control = arena_.result_control(buffer);
   const std::vector<Chunk>& chunks = arena_.chunks();
+  const auto owed = std::exchange(owed_, std::nullopt);
+  if (owed && owed->buffer == buffer && !take_chunk(owed->chunk, buffer)) return;
   while (control.next_chunk.load(std::memory_order_relaxed) < chunks.size()) {
     const std::uint64_t i = control.next_chunk.fetch_add(1, std::memory_order_relaxed);
-    if (i >= chunks.size()) return;
-    if (!reduce(chunks[i], buffer)) return;
-    // A contributor that gave up may have changed its memory while it was read.
-    if (any_remote_ && arena_.failure()) return;
-    arena_.chunk_done(buffer, i).store(stamp(), std::memory_order_release);
-    control.chunks_done.fetch_add(1, std::memory_order_acq_rel);
+    if (i >= chunks.size() || !take_chunk(i, buffer)) return;
   }
 }
 
-// False if the chunk cannot be done, and need not be any more.
+// False if it cannot be done now.
+bool Reduction::take_chunk(std::size_t i, int buffer) {
+  if (!reduce(arena_.chunks()[i], buffer)) {
+    if (any_remote_) owed_ = {i, buffer};
+    return false;
+  }
+  // A contributor that gave up may have changed its memory while it was read.
+  if (any_remote_ && arena_.failure()) return false;
+  arena_.chunk_done(buffer, i).store(stamp(), std::memory_order_release);
+  arena_.result_control(buffer).chunks_done.fetch_add(1, std::memory_order_acq_rel);
+  return true;
+}
+
+// False if the chunk cannot be done: not yet, or it need not be any more.
 bool Reduction::reduce(const Chunk& chunk, int buffer) {
   if (chunk.flat < arena_.spec().device_flats) return reduce_on_device(chunk, buffer);
-  if (any_remote_) {
-    reduce_remote(chunk, arena_.result(buffer));
-  } else {
-    reduce_in_place(chunk, arena_.result(buffer));
-  }
+  if (any_remote_) return reduce_remote(chunk, arena_.result(buffer));
+  reduce_in_place(chunk, arena_.result(buffer));
   return true;
 }
 
@@ -241,7 +251,8 @@ void Reduction::add(const Chunk& chunk, std::size_t first, std::size_t count, st
   }
 }
 
-void Reduction::reduce_remote(const Chunk& chunk, std::byte* result) {
+// False if the kernel does not let this rank read a contribution.
+bool Reduction::reduce_remote(const Chunk& chunk, std::byte* result) {
   const DType dtype = arena_.spec().flats[chunk.flat].dtype;
   const std::size_t end = chunk.offset + chunk.count * size_of(dtype);
   const std::size_t piece = std::max(kScratchBytes / contributors_.size(), kLeastPiece) / 64 * 64;
@@ -253,17 +264,41 @@ void Reduction::reduce_remote(const Chunk& chunk, std::byte* result) {
       operands_[k].data = from.operand.data + at;
       if (from.pid == 0) continue;
       std::byte* copy = scratch_.data() + k * piece;
-      read(from, at, copy, bytes);
+      if (!read(from, at, copy, bytes)) {
+        ask_for_staging();
+        return false;
+      }
       operands_[k].data = copy;
     }
     add(chunk, (at - chunk.offset) / size_of(dtype), bytes / size_of(dtype), result);
   }
+  return true;
 }
 
-void Reduction::read(const Contributor& from, std::size_t at, std::byte* to,
+// What this rank may not read, it gets from the slots: in this round, and all that follow.
+void Reduction::ask_for_staging() {
+  for (const int rank : arena_.ranks()) {
+    arena_.member(rank).stages.store(1, std::memory_order_release);
+  }
+  arena_.round(number_).bell.ring();
+}
+
+// Reads all contributions from the slots, if they are there by now.
+void Reduction::read_from_slots() {
+  for (const Contributor& one : contributors_) {
+    if (arena_.entry(number_, one.rank).address.load(std::memory_order_acquire) != 0) return;
+  }
+  for (Contributor& one : contributors_) {
+    one.operand.data = arena_.slot(one.rank);
+    one.pid = 0;
+  }
+  any_remote_ = false;
+}
+
+bool Reduction::read(const Contributor& from, std::size_t at, std::byte* to,
                      std::size_t bytes) const {
   try {
-    read_remote(from.pid, from.address + at, to, bytes);
+    return read_remote(from.pid, from.address + at, to, bytes);
   } catch (const SystemError& error) {
     throw PeerFailed("round " + std::to_string(number_) + ", rank " + std::to_string(rank_) +
                      ": rank " + std::to_string(from.rank) + " has died amid the round (" +

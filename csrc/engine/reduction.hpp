@@ -69,15 +69,25 @@ class Reduction {
     std::uint64_t address = 0;  // in process pid
   };
 
+  /// A chunk that this rank has taken, and could not do: the kernel refuses to let it read a
+  /// contribution before that is in its rank's slot.
+  struct Owed {
+    std::size_t chunk = 0;
+    int buffer = -1;
+  };
+
   Attempt attempt() const;
   Attempt start_attempt(unsigned count);
   void take_chunks(int buffer);
+  bool take_chunk(std::size_t i, int buffer);
   bool reduce(const Chunk& chunk, int buffer);
   bool reduce_on_device(const Chunk& chunk, int buffer);
   void reduce_in_place(const Chunk& chunk, std::byte* result);
   void add(const Chunk& chunk, std::size_t first, std::size_t count, std::byte* result);
-  void read(const Contributor& from, std::size_t at, std::byte* to, std::size_t bytes) const;
-  void reduce_remote(const Chunk& chunk, std::byte* result);
+  bool read(const Contributor& from, std::size_t at, std::byte* to, std::size_t bytes) const;
+  bool reduce_remote(const Chunk& chunk, std::byte* result);
+  void ask_for_staging();
+  void read_from_slots();
   bool finished(int buffer) const;
   std::atomic<std::uint64_t>& goal() const;
   bool is_stalled(int buffer);
@@ -93,6 +103,7 @@ class Reduction {
   double divisor_ = 1;  // the weights, summed in ascending order of rank
   bool any_remote_ = false;
   bool first_ = false;
+  std::optional<Owed> owed_;
   std::vector<Contributor> contributors_;  // without those that abstain
   std::vector<Operand> operands_;
   std::vector<std::byte> scratch_;

@@ -102,6 +102,8 @@ struct Member {
   std::atomic<std::uint32_t> left;
   /// 1 while its kernels may use the device memory of the others.
   std::atomic<std::uint32_t> adding;
+  /// 1 when other ranks may not read its private memory: its contributions go to its slot.
+  std::atomic<std::uint32_t> stages;
   /// 1 when it has unmapped the device memory of the others, for good.
   std::atomic<std::uint32_t> unmapped;
 };

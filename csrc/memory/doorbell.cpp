@@ -11,40 +11,30 @@
 
 namespace hvd_backup {
 
-Doorbell::Doorbell(std::byte* memory, int read_fd, int write_fd)
+Doorbell::Doorbell(std::byte* memory, Descriptor read_end, Descriptor write_end)
     : asleep_(reinterpret_cast<std::atomic<std::uint32_t>*>(memory)),
-      read_fd_(read_fd),
-      write_fd_(write_fd) {}
+      read_end_(std::move(read_end)),
+      write_end_(std::move(write_end)) {}
 
 Doorbell Doorbell::create(std::byte* memory) {
   std::array<int, 2> ends{};
   if (pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK) != 0) {
     throw SystemError("cannot make the doorbell of a node", errno);
   }
-  return {memory, ends[0], ends[1]};
+  return {memory, Descriptor(ends[0]), Descriptor(ends[1])};
 }
 
 Doorbell Doorbell::open(std::byte* memory, const std::string& path) {
   // For reading as well: then the pipe has a reader even when the other process is gone, and
   // ringing raises no SIGPIPE.
   // NOLINTNEXTLINE(cppcoreguidelines-pro-type-vararg,hicpp-vararg)
-  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) throw SystemError("cannot open the doorbell of a node at " + path, errno);
-  return {memory, -1, fd};
-}
-
-Doorbell::Doorbell(Doorbell&& other) noexcept
-    : asleep_(other.asleep_),
-      read_fd_(std::exchange(other.read_fd_, -1)),
-      write_fd_(std::exchange(other.write_fd_, -1)) {}
-
-Doorbell::~Doorbell() {
-  if (read_fd_ >= 0) close(read_fd_);
-  if (write_fd_ >= 0) close(write_fd_);
+  Descriptor end(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK));
+  if (end.get() < 0) throw SystemError("cannot open the doorbell of a node at " + path, errno);
+  return {memory, Descriptor(), std::move(end)};
 }
 
 std::string Doorbell::path() const {
-  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(write_fd_);
+  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(write_end_.get());
 }
 
 void Doorbell::ring() const {
@@ -53,7 +43,7 @@ void Doorbell::ring() const {
   if (asleep_->load(std::memory_order_relaxed) == 0 || asleep_->exchange(0) == 0) return;
   const char byte = 0;
   // A full pipe wakes as well.
-  [[maybe_unused]] const ssize_t written = write(write_fd_, &byte, 1);
+  [[maybe_unused]] const ssize_t written = write(write_end_.get(), &byte, 1);
 }
 
 void Doorbell::fall_asleep() const {
@@ -64,7 +54,7 @@ void Doorbell::fall_asleep() const {
 void Doorbell::wake_up() const {
   if (asleep_->exchange(0) != 0) return;  // nobody has rung
   std::array<char, 64> bytes{};
-  while (read(read_fd_, bytes.data(), bytes.size()) > 0) {
+  while (read(read_end_.get(), bytes.data(), bytes.size()) > 0) {
   }
 }
 

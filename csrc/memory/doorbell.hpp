@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "memory/descriptor.hpp"
+
 namespace hvd_backup {
 
 /// Wakes a thread that sleeps in epoll from other processes of its node. Ringing takes no system
@@ -21,12 +23,6 @@ class Doorbell {
   /// The end of those who ring.
   static Doorbell open(std::byte* memory, const std::string& path);
 
-  Doorbell(Doorbell&& other) noexcept;
-  Doorbell& operator=(Doorbell&&) = delete;
-  Doorbell(const Doorbell&) = delete;
-  Doorbell& operator=(const Doorbell&) = delete;
-  ~Doorbell();
-
   /// How another process of this user finds the pipe, as long as this one lives.
   std::string path() const;
 
@@ -34,17 +30,17 @@ class Doorbell {
   void ring() const;
 
   /// To be watched for reading.
-  int fd() const { return read_fd_; }
+  int fd() const { return read_end_.get(); }
   /// The thread is about to sleep: it looks once more for work after this, and then may.
   void fall_asleep() const;
   void wake_up() const;
 
  private:
-  Doorbell(std::byte* memory, int read_fd, int write_fd);
+  Doorbell(std::byte* memory, Descriptor read_end, Descriptor write_end);
 
   std::atomic<std::uint32_t>* asleep_;
-  int read_fd_;
-  int write_fd_;
+  Descriptor read_end_;
+  Descriptor write_end_;
 };
 
 }  // namespace hvd_backup

@@ -17,7 +17,12 @@ namespace hvd_backup {
 /// The rows lie in memory the owner provides; all zero is a valid start.
 class Rows {
  public:
-  enum Flag : std::uint32_t { kLeft = 1, kDead = 2 };
+  enum Flag : std::uint32_t {
+    kLeft = 1,
+    kDead = 2,
+    kSilent = 4,  ///< besides kDead: as its host does not answer
+    kCutOff = 8,  ///< of another node: nothing of it is heard here any more
+  };
 
   static constexpr std::size_t kMostBytes = 2032;
 

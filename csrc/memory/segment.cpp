@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -98,9 +99,9 @@ std::string in_mib(std::size_t bytes) { return std::to_string((bytes >> 20) + 1)
 }  // namespace
 
 Segment Segment::create(std::size_t bytes, Range own) {
-  const int fd = memfd_create("hvd_backup", MFD_CLOEXEC);
+  Segment segment(Descriptor(memfd_create("hvd_backup", MFD_CLOEXEC)), bytes);
+  const int fd = segment.fd();
   if (fd < 0) fail("cannot create shared memory", errno);
-  Segment segment(fd, bytes);  // owns fd from here on
   // Sparse: a page costs memory once it is touched, and a window is touched only when needed.
   if (ftruncate(fd, checked_cast<off_t>(bytes)) != 0) {
     fail("cannot size shared memory to " + in_mib(bytes), errno);
@@ -110,43 +111,53 @@ Segment Segment::create(std::size_t bytes, Range own) {
     fail("cannot map " + in_mib(bytes) + " of shared memory; lower window= or raise the limit",
          errno);
   }
+  segment.file_.maps(
+      {{segment.data_, {0, own.begin}}, {segment.data_, {own.is_empty() ? 0 : own.end, bytes}}});
   return segment;
 }
 
 Segment Segment::open(const std::string& path, std::size_t bytes) {
-  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-  if (fd < 0) {
+  // NOLINTNEXTLINE(cppcoreguidelines-pro-type-vararg,hicpp-vararg)
+  Segment segment(Descriptor(::open(path.c_str(), O_RDWR | O_CLOEXEC)), bytes);
+  if (segment.fd() < 0) {
     fail("cannot open the shared memory of the node's first rank at " + path +
-             " (do the ranks run as one user, in one PID namespace?)",
+             " (do the ranks run as one user, in one PID namespace, and may they trace each other?)",
          errno);
   }
-  Segment segment(fd, bytes);
-  segment.data_ = map_all(fd, bytes);
+  struct stat file {};
+  if (fstat(segment.fd(), &file) != 0) fail("cannot look at shared memory", errno);
+  if (checked_cast<std::size_t>(file.st_size) != bytes) {
+    throw SystemError(path + " is not the shared memory of the node's first rank, but a file of " +
+                      std::to_string(file.st_size) + " bytes instead of " + std::to_string(bytes) +
+                      " (do the ranks run in one PID namespace?)");
+  }
+  segment.data_ = map_all(segment.fd(), bytes);
   if (segment.data_ == nullptr) fail("cannot map " + in_mib(bytes) + " of shared memory", errno);
+  segment.file_.maps({{segment.data_, {0, bytes}}});
   return segment;
 }
 
-Segment::Segment(int fd, std::size_t bytes) : fd_(fd), size_(bytes) {}
+Segment::Segment(Descriptor file, std::size_t bytes) : file_(std::move(file)), size_(bytes) {}
 
 Segment::Segment(Segment&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)),
+    : file_(std::move(other.file_)),
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)) {}
 
 Segment& Segment::operator=(Segment&& other) noexcept {
-  std::swap(fd_, other.fd_);
+  std::swap(file_, other.file_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
 }
 
 Segment::~Segment() {
+  file_ = {};  // first: a child that is forked now must not map anything here
   if (data_ != nullptr) munmap(data_, size_);
-  if (fd_ >= 0) close(fd_);
 }
 
 std::string Segment::path() const {
-  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(fd_);
+  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(fd());
 }
 
 PrivateView::PrivateView(const Segment& segment, std::size_t offset, std::size_t bytes)

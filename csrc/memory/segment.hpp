@@ -5,12 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "memory/descriptor.hpp"
 #include "memory/pages.hpp"
 
 namespace hvd_backup {
 
 /// Memory shared by the ranks of a node. It has no name that could outlive the ranks: the kernel
-/// frees it when the last of them ends, however it ends.
+/// frees it when the last of them ends, however it ends. A forked child sees it, but what the child
+/// writes stays with the child.
 class Segment {
  public:
   /// Zeroed memory that other processes can open by path(). What this one writes to `own` they do
@@ -28,14 +30,14 @@ class Segment {
 
   std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
-  int fd() const { return fd_; }
+  int fd() const { return file_.get(); }
   /// How another process of this user finds it, as long as this one lives.
   std::string path() const;
 
  private:
-  Segment(int fd, std::size_t bytes);
+  Segment(Descriptor file, std::size_t bytes);
 
-  int fd_ = -1;
+  Descriptor file_;
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };

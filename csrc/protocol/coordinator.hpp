@@ -18,6 +18,9 @@ namespace hvd_backup {
 class Coordinator {
  public:
   explicit Coordinator(const Policy& policy);
+  Coordinator(const Coordinator&) = delete;  // the ledger looks at this one's words
+  Coordinator& operator=(const Coordinator&) = delete;
+  ~Coordinator() = default;
 
   /// Takes a report that has just come. True if it sealed the open round: then seal() goes to all
   /// nodes. Throws InvalidArgument for a round that is still to come.

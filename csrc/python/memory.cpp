@@ -40,7 +40,7 @@ void bind_segments(py::module_& m) {
       .def(py::init([](const Segment& segment, std::vector<int> ranks, int rank) {
              return LifeLock(segment.fd(), std::move(ranks), rank);
            }),
-           py::arg("segment"), py::arg("ranks"), py::arg("rank"), py::keep_alive<1, 2>())
+           py::arg("segment"), py::arg("ranks"), py::arg("rank"))
       .def("dead", &LifeLock::dead);
   m.def("can_read_remote", &can_read_remote, py::arg("pid"), py::arg("address"));
 }
@@ -78,6 +78,8 @@ void bind_rows(py::module_& m) {
       .def(
           "set_dead", [](Rows& rows, int row) { rows.set(row, Rows::kDead); }, py::arg("row"))
       .def("left", [](const Rows& rows) { return rows.with(Rows::kLeft); })
+      .def("silent", [](const Rows& rows) { return rows.with(Rows::kSilent); })
+      .def("cut_off", [](const Rows& rows) { return rows.with(Rows::kCutOff); })
       .def("dead", [](const Rows& rows) { return rows.with(Rows::kDead); });
 }
 

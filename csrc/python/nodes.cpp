@@ -41,12 +41,13 @@ Token token_of(const py::bytes& bytes) {
 
 /// Tries the addresses in turn.
 std::unique_ptr<Control> link_to(const std::vector<std::string>& hosts, std::uint16_t port,
-                                 const Token& token, int node, Nanoseconds timeout) {
+                                 const Token& token, int node, Nanoseconds timeout,
+                                 Nanoseconds silence) {
   std::string problems;
   for (const std::string& host : hosts) {
     try {
       const auto share = timeout / static_cast<Nanoseconds>(hosts.size());
-      return std::make_unique<ControlLink>(host, port, token, node, share);
+      return std::make_unique<ControlLink>(host, port, token, node, share, silence);
     } catch (const PeerFailed& error) {
       problems += (problems.empty() ? "" : "; ") + std::string(error.what());
     }
@@ -61,21 +62,22 @@ class ServiceHandle {
                 std::shared_ptr<DataTransport> data, const DoorbellHandle& doorbell,
                 std::shared_ptr<Segment> board,
                 const std::optional<std::pair<std::vector<std::string>, std::uint16_t>>& hub,
-                double timeout) {
+                double timeout, double silence) {
     Nodes nodes(std::move(node_of));
     const int node = nodes.of(rank);
     const Token secret = token_of(token);
     std::unique_ptr<Control> control;
     if (hub) {
       const py::gil_scoped_release nogil;
-      control = link_to(hub->first, hub->second, secret, node, nanoseconds(timeout));
+      control = link_to(hub->first, hub->second, secret, node, nanoseconds(timeout),
+                        nanoseconds(silence));
     } else {
-      auto listening = std::make_unique<ControlHub>(secret, nodes.count());
+      auto listening = std::make_unique<ControlHub>(secret, nodes.count(), nanoseconds(silence));
       port_ = listening->port();
       control = std::move(listening);
     }
     const Rows rows(board->data(), nodes.world());
-    auto life = std::make_shared<LifeLock>(board->fd(), nodes.ranks(node), rank);
+    auto life = std::make_shared<LifeWatch>(board->fd(), nodes.ranks(node), rank);
     auto owner = std::make_shared<std::pair<DoorbellHandle, std::shared_ptr<Segment>>>(
         doorbell, std::move(board));
     service_ = std::make_shared<NodeService>(NodeService::Parts{
@@ -138,9 +140,9 @@ void bind_nodes(py::module_& m) {
       .def(py::init<std::vector<int>, int, const py::bytes&, std::shared_ptr<DataTransport>,
                     const DoorbellHandle&, std::shared_ptr<Segment>,
                     const std::optional<std::pair<std::vector<std::string>, std::uint16_t>>&,
-                    double>(),
+                    double, double>(),
            py::kw_only(), py::arg("node_of"), py::arg("rank"), py::arg("token"), py::arg("data"),
-           py::arg("doorbell"), py::arg("board"), py::arg("coordinator"), py::arg("timeout"))
+           py::arg("doorbell"), py::arg("board"), py::arg("coordinator"), py::arg("timeout"), py::arg("silence"))
       .def_property_readonly("port", &ServiceHandle::port)
       .def("add", &serve, py::arg("channel"), py::arg("segment"), py::arg("spec"), py::kw_only(),
            py::arg("backup_workers"), py::arg("grace"), py::arg("sum") = false)

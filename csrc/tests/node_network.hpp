@@ -2,7 +2,11 @@
 // in-process data transport.
 #pragma once
 
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>

@@ -207,7 +207,7 @@ TEST_CASE("a stranger who sends rubbish is cut off and changes nothing") {
 TEST_CASE("strangers who say nothing are cut off, the oldest first when they are many") {
   const Token token = make_token();
   SetClock clock;
-  ControlHub hub(token, 2, clock);
+  ControlHub hub(token, 2, kSilence, clock);
   std::vector<std::unique_ptr<Stranger>> strangers;
   strangers.reserve(80);
   for (int i = 0; i < 80; ++i) {

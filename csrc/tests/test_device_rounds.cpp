@@ -15,6 +15,7 @@
 #include "base/error.hpp"
 #include "check.hpp"
 #include "device_case.hpp"
+#include "memory/descriptor.hpp"
 #include "memory/segment.hpp"
 #include "world.hpp"
 
@@ -249,6 +250,7 @@ TEST_CASE("ranks that are processes map each other's memory, and are stopped at 
     const auto& board = *reinterpret_cast<Board*>(segment.data() + kRoom - sizeof(Board));
     std::array<pid_t, 3> children{};
     for (int rank = 0; rank < 3; ++rank) {
+      const KeptByChildren keep;
       const pid_t child = fork();
       if (child == 0) _exit(live(rank, segment, spec, disturbed ? -1 : 2));
       children[static_cast<std::size_t>(rank)] = child;

@@ -1,10 +1,13 @@
 // Layer engine, with processes for ranks: what happens to them when some are stopped or killed.
+#include <linux/capability.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -19,6 +22,7 @@
 
 #include "base/error.hpp"
 #include "check.hpp"
+#include "memory/descriptor.hpp"
 #include "memory/life_lock.hpp"
 #include "memory/segment.hpp"
 #include "world.hpp"
@@ -62,7 +66,11 @@ class Family {
   /// a check in it fails.
   void start(const std::function<void(int)>& life) {
     for (int rank = 0; rank < world_.size(); ++rank) {
-      const pid_t child = fork();
+      pid_t child = -1;
+      {
+        const KeptByChildren keep;
+        child = fork();
+      }
       REQUIRE(child >= 0);
       if (child == 0) be(rank, life);
       children_.push_back(child);
@@ -105,6 +113,7 @@ class Family {
                            std::vector<int> ranks(static_cast<std::size_t>(world_.size()));
                            std::iota(ranks.begin(), ranks.end(), 0);
                            lock_.emplace(segment_.fd(), std::move(ranks), rank);
+                           world_.arena().member(rank).pid.store(getpid());
                            board().there.fetch_add(1);
                            while (board().there < world_.size()) {
                              std::this_thread::yield();
@@ -216,5 +225,49 @@ TEST_CASE("a rank that is killed at any instruction is named to all others, whos
     pause_for(std::chrono::microseconds(37 * trial));
     family.signal(3, SIGKILL);
     family.join(3);
+  }
+}
+
+namespace {
+
+/// From now on other processes of this user may not read this one's memory, nor this one theirs
+/// if they do the same. False if that cannot be had here.
+bool forbid_reading() {
+  __user_cap_header_struct head{_LINUX_CAPABILITY_VERSION_3, 0};
+  std::array<__user_cap_data_struct, 2> none{};
+  return syscall(SYS_capset, &head, none.data()) == 0 && prctl(PR_SET_DUMPABLE, 0) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("ranks that may not be read any more, amid their rounds, are read from their slots") {
+  constexpr int kRounds = 60;
+  constexpr std::size_t kCount = 40'000;  // more than what is staged anyway
+  for (const int who : {0, 1, 7}) {       // one of them; or all, at different times
+    Setup setup;
+    setup.flats = {{DType::float32, kCount}};
+    setup.chunk_bytes = 4096;
+    setup.options.remote_reads = true;
+    setup.options.timeout = 20 * kSecond;
+    Family family(backup_workers(3, who == 1 ? 1 : 0), setup);
+    World& world = family.world();
+    family.start([&](int rank) {
+      std::vector<float> mine(kCount);
+      std::vector<float> mean(kCount);
+      for (int i = 0; i < kRounds; ++i) {
+        if ((rank == who && i == 20) || (who == 7 && i == 20 + rank)) REQUIRE(forbid_reading());
+        std::fill(mine.begin(), mine.end(), static_cast<float>(rank + i));
+        const RoundReport report =
+            world[rank].allreduce(reinterpret_cast<const std::byte*>(mine.data()),
+                                  reinterpret_cast<std::byte*>(mean.data()));
+        float sum = 0;
+        for (const int from : report.contributors) sum += static_cast<float>(from + i);
+        const float right = sum / static_cast<float>(report.contributors.size());
+        CHECK(std::all_of(mean.begin(), mean.end(), [&](float x) { return x == right; }));
+      }
+    });
+    family.join();
+    const bool asked = world.arena().member(0).stages.load() != 0;
+    CHECK(asked);
   }
 }

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <iterator>
+#include <limits>
 #include <memory>
 #include <utility>
 
@@ -52,10 +52,27 @@ bool same(const Token& a, const Token& b) {
   return differs == std::byte{0};
 }
 
-void send_at_once(int fd) {
-  const int yes = 1;
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-  setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);
+void set(int fd, int level, int option, int value) {
+  if (setsockopt(fd, level, option, &value, sizeof value) != 0) {
+    throw SystemError("cannot set an option of a control socket", errno);
+  }
+}
+
+/// Sends without delay, and fails once the other host has not answered for `silence`: what was sent
+/// (TCP_USER_TIMEOUT), or, when nothing was, the probes of keep-alive.
+void prepare(int fd, Nanoseconds silence) {
+  set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+  constexpr int kProbes = 3;
+  constexpr Nanoseconds kMost = 32767;  // of Linux, in seconds
+  const Nanoseconds share = silence / kSecond / (kProbes + 1);
+  const auto pause = static_cast<int>(std::clamp<Nanoseconds>(share, 1, kMost));
+  set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+  set(fd, IPPROTO_TCP, TCP_KEEPIDLE, pause);
+  set(fd, IPPROTO_TCP, TCP_KEEPINTVL, pause);
+  set(fd, IPPROTO_TCP, TCP_KEEPCNT, kProbes);
+  const Nanoseconds most = std::numeric_limits<int>::max();
+  set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT,
+      static_cast<int>(std::clamp<Nanoseconds>(silence / kMillisecond, 1, most)));
 }
 
 /// A listening socket for IPv6 and IPv4, or for IPv4 alone where there is no IPv6.
@@ -149,13 +166,15 @@ Token make_token() {
   return token;
 }
 
-ControlHub::ControlHub(const Token& token, int nodes, const Clock& clock)
-    : token_(token), nodes_(nodes), clock_(clock), listener_(listen_anywhere()) {
-  port_ = port_of(listener_);
-  poller_.add(listener_, kListener);
+ControlHub::ControlHub(const Token& token, int nodes, Nanoseconds silence, const Clock& clock)
+    : token_(token),
+      nodes_(nodes),
+      silence_(silence),
+      clock_(clock),
+      listener_(listen_anywhere()) {
+  port_ = port_of(listener_.get());
+  poller_.add(listener_.get(), kListener);
 }
-
-ControlHub::~ControlHub() { close(listener_); }
 
 std::vector<ControlHub::Event> ControlHub::poll(Nanoseconds timeout) {
   std::vector<Event> events;
@@ -200,27 +219,23 @@ void ControlHub::watch(int fd) { poller_.add(fd, kWatched); }
 
 void ControlHub::accept_all() {
   for (;;) {
-    const int fd = accept4(listener_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    const int fd = accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0) return;  // no more, or one that has gone again
-    send_at_once(fd);
+    FramedSocket socket(fd, sizeof(Hello));
+    prepare(fd, silence_);
     const std::uint64_t tag = next_tag_++;
     poller_.add(fd, tag);
-    peers_.emplace(tag, Peer{FramedSocket(fd, sizeof(Hello)), -1, clock_.now()});
+    peers_.emplace(tag, Peer{std::move(socket), -1, clock_.now()});
+    strangers_.insert(tag);
   }
 }
 
 void ControlHub::cut_off_strangers() {
-  const Nanoseconds now = clock_.now();
-  const auto is_stranger = [](const auto& peer) { return peer.second.node < 0; };
-  auto count = static_cast<std::size_t>(std::count_if(peers_.begin(), peers_.end(), is_stranger));
-  for (auto peer = peers_.begin(); peer != peers_.end() && count > 0;) {
-    const auto next = std::next(peer);
-    const bool too_long = now - peer->second.since > kHelloWithin;
-    if (is_stranger(*peer) && (too_long || count > kMostStrangers)) {
-      drop(peer, nullptr);
-      --count;
-    }
-    peer = next;
+  while (!strangers_.empty()) {
+    const auto oldest = peers_.find(*strangers_.begin());
+    const bool too_long = clock_.now() - oldest->second.since > kHelloWithin;
+    if (!too_long && strangers_.size() <= kMostStrangers) return;
+    drop(oldest, nullptr);
   }
 }
 
@@ -232,6 +247,7 @@ void ControlHub::read(Peers::iterator peer, std::vector<Event>& events) {
     if (from.node >= 0) {
       events.push_back({Event::Kind::frame, from.node, std::move(frame)});
     } else if (admit(from, frame)) {
+      strangers_.erase(peer->first);
       events.push_back({Event::Kind::joined, from.node, {}});
       Frame welcome;
       welcome.kind = kWelcome;
@@ -262,8 +278,9 @@ bool ControlHub::admit(Peer& peer, const Frame& first) const {
 
 void ControlHub::drop(Peers::iterator peer, std::vector<Event>* events) {
   if (events != nullptr && peer->second.node >= 0) {
-    events->push_back({Event::Kind::lost, peer->second.node, {}});
+    events->push_back({Event::Kind::lost, peer->second.node, {}, peer->second.socket.is_silent()});
   }
+  strangers_.erase(peer->first);
   poller_.remove(peer->second.socket.fd());
   peers_.erase(peer);
 }
@@ -274,10 +291,10 @@ void ControlHub::flush(Peers::iterator peer) {
 }
 
 ControlLink::ControlLink(const std::string& host, std::uint16_t port, const Token& token, int node,
-                         Nanoseconds timeout)
+                         Nanoseconds timeout, Nanoseconds silence)
     : socket_(connect_to(host, port, timeout)) {
   const std::string address = host + ":" + std::to_string(port);
-  send_at_once(socket_.fd());
+  prepare(socket_.fd(), silence);
   poller_.add(socket_.fd(), kHub);
   send(0, hello_frame(token, node));
   const Nanoseconds deadline = monotonic_clock().now() + timeout;
@@ -307,7 +324,7 @@ std::vector<Control::Event> ControlLink::poll(Nanoseconds timeout) {
   if (lost && !is_lost_) {
     is_lost_ = true;
     poller_.remove(socket_.fd());
-    events.push_back({Event::Kind::lost, 0, {}});
+    events.push_back({Event::Kind::lost, 0, {}, socket_.is_silent()});
   }
   return events;
 }

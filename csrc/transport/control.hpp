@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,9 @@ using Token = std::array<std::byte, 32>;
 /// Unpredictable. Throws SystemError.
 Token make_token();
 
+/// A host that has not answered TCP for so long is taken for dead, unless a caller says otherwise.
+constexpr Nanoseconds kSilence = 60 * kSecond;
+
 /// One node's end of the control channel. Sleeps in poll(); no thread of its own.
 class Control {
  public:
@@ -28,6 +32,8 @@ class Control {
     Kind kind = Kind::frame;
     int node = 0;
     Frame frame;
+    /// Of a lost node: its host has not answered for too long.
+    bool is_silent = false;
   };
 
   Control() = default;
@@ -54,8 +60,8 @@ class Control {
 class ControlHub final : public Control {
  public:
   /// Listens on a port that the system chooses. `nodes` are numbered from 0.
-  ControlHub(const Token& token, int nodes, const Clock& clock = monotonic_clock());
-  ~ControlHub() override;
+  ControlHub(const Token& token, int nodes, Nanoseconds silence = kSilence,
+             const Clock& clock = monotonic_clock());
 
   std::uint16_t port() const { return port_; }
   std::vector<Event> poll(Nanoseconds timeout) override;
@@ -82,12 +88,14 @@ class ControlHub final : public Control {
 
   Token token_;
   int nodes_;
+  Nanoseconds silence_;
   const Clock& clock_;
   Poller poller_;
-  int listener_ = -1;
+  Descriptor listener_;
   std::uint16_t port_ = 0;
   std::uint64_t next_tag_ = 2;  // after those of the listener and of what is watched
   Peers peers_;
+  std::set<std::uint64_t> strangers_;  // tags of those of the peers, the oldest first
 };
 
 /// Another node's end: it sends to the coordinator alone, which is node 0.
@@ -96,7 +104,7 @@ class ControlLink final : public Control {
   /// Connects and shows the token. Throws PeerFailed, with the address, if nobody answers within
   /// `timeout`, or whoever does refuses this node.
   ControlLink(const std::string& host, std::uint16_t port, const Token& token, int node,
-              Nanoseconds timeout);
+              Nanoseconds timeout, Nanoseconds silence = kSilence);
 
   std::vector<Event> poll(Nanoseconds timeout) override;
   void send(int node, const Frame& frame) override;

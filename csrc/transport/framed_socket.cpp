@@ -1,13 +1,11 @@
 #include "transport/framed_socket.hpp"
 
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <string>
-#include <utility>
 
 #include "base/error.hpp"
 
@@ -22,34 +20,17 @@ struct Head {
 
 bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK; }
 
+/// What TCP_USER_TIMEOUT and keep-alive end a connection with.
+bool is_of_silence(int errnum) {
+  return errnum == ETIMEDOUT || errnum == EHOSTUNREACH || errnum == ENETUNREACH;
+}
+
 void append(std::vector<std::byte>& to, const void* data, std::size_t bytes) {
   const auto* from = static_cast<const std::byte*>(data);
   to.insert(to.end(), from, from + bytes);
 }
 
 }  // namespace
-
-FramedSocket::FramedSocket(FramedSocket&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)),
-      most_bytes_(other.most_bytes_),
-      in_(std::move(other.in_)),
-      out_(std::move(other.out_)),
-      sent_(std::exchange(other.sent_, 0)),
-      wants_write_(std::exchange(other.wants_write_, false)) {}
-
-FramedSocket& FramedSocket::operator=(FramedSocket&& other) noexcept {
-  std::swap(fd_, other.fd_);
-  std::swap(most_bytes_, other.most_bytes_);
-  std::swap(in_, other.in_);
-  std::swap(out_, other.out_);
-  std::swap(sent_, other.sent_);
-  std::swap(wants_write_, other.wants_write_);
-  return *this;
-}
-
-FramedSocket::~FramedSocket() {
-  if (fd_ >= 0) close(fd_);
-}
 
 void FramedSocket::queue(const Frame& frame) {
   if (frame.payload.size() > kMostBytes) {
@@ -65,16 +46,20 @@ bool FramedSocket::flush(const Poller& poller, std::uint64_t tag) {
   const bool is_open = send_all();
   if (has_unsent() != wants_write_) {
     wants_write_ = has_unsent();
-    poller.want_write(fd_, tag, wants_write_);
+    poller.want_write(fd(), tag, wants_write_);
   }
   return is_open;
 }
 
 bool FramedSocket::send_all() {
   while (has_unsent()) {
-    const ssize_t n = send(fd_, out_.data() + sent_, out_.size() - sent_, MSG_NOSIGNAL);
+    const ssize_t n = send(fd(), out_.data() + sent_, out_.size() - sent_, MSG_NOSIGNAL);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return would_block();
+    if (n < 0) {
+      // It is told once: to whoever asks first.
+      is_silent_ = is_silent_ || is_of_silence(errno);
+      return would_block();
+    }
     sent_ += static_cast<std::size_t>(n);
   }
   out_.clear();
@@ -90,9 +75,12 @@ bool FramedSocket::receive(std::vector<Frame>& frames) {
 bool FramedSocket::read_all() {
   std::array<std::byte, 16384> piece{};
   for (;;) {
-    const ssize_t n = recv(fd_, piece.data(), piece.size(), 0);
+    const ssize_t n = recv(fd(), piece.data(), piece.size(), 0);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return would_block();
+    if (n < 0) {
+      is_silent_ = is_silent_ || is_of_silence(errno);
+      return would_block();
+    }
     if (n == 0) return false;
     append(in_, piece.data(), static_cast<std::size_t>(n));
     if (static_cast<std::size_t>(n) < piece.size()) return true;  // there was no more

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "memory/descriptor.hpp"
 #include "transport/poller.hpp"
 
 namespace hvd_backup {
@@ -23,14 +24,9 @@ class FramedSocket {
 
   /// What comes with a payload of more than `most_bytes` is rubbish.
   explicit FramedSocket(int fd, std::uint32_t most_bytes = kMostBytes)
-      : fd_(fd), most_bytes_(most_bytes) {}
-  FramedSocket(FramedSocket&& other) noexcept;
-  FramedSocket& operator=(FramedSocket&& other) noexcept;
-  FramedSocket(const FramedSocket&) = delete;
-  FramedSocket& operator=(const FramedSocket&) = delete;
-  ~FramedSocket();
+      : socket_(fd), most_bytes_(most_bytes) {}
 
-  int fd() const { return fd_; }
+  int fd() const { return socket_.get(); }
   void allow(std::uint32_t most_bytes) { most_bytes_ = most_bytes; }
 
   /// Puts a frame behind what is still to be sent. Throws InvalidArgument if it is too long.
@@ -42,18 +38,21 @@ class FramedSocket {
 
   /// Appends the frames that have come. False if the other end is gone, or sends rubbish.
   bool receive(std::vector<Frame>& frames);
+  /// Whether the other end is gone because its host did not answer for too long.
+  bool is_silent() const { return is_silent_; }
 
  private:
   bool send_all();
   bool read_all();
   bool parse(std::vector<Frame>& frames);
 
-  int fd_ = -1;
+  Descriptor socket_;
   std::uint32_t most_bytes_ = kMostBytes;
   std::vector<std::byte> in_;
   std::vector<std::byte> out_;
   std::size_t sent_ = 0;
   bool wants_write_ = false;
+  bool is_silent_ = false;
 };
 
 }  // namespace hvd_backup

@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <sys/epoll.h>
-#include <unistd.h>
 
 #include <array>
 #include <cerrno>
@@ -30,30 +29,28 @@ bool sleep_until_readable(int fd, Nanoseconds timeout) {
 
 }  // namespace
 
-Poller::Poller() : fd_(epoll_create1(EPOLL_CLOEXEC)) {
-  if (fd_ < 0) throw SystemError("cannot make an epoll set", errno);
+Poller::Poller() : set_(epoll_create1(EPOLL_CLOEXEC)) {
+  if (fd() < 0) throw SystemError("cannot make an epoll set", errno);
 }
 
-Poller::~Poller() { close(fd_); }
-
 void Poller::add(int fd, std::uint64_t tag) const {
-  control(fd_, EPOLL_CTL_ADD, fd, tag, EPOLLIN | EPOLLRDHUP);
+  control(this->fd(), EPOLL_CTL_ADD, fd, tag, EPOLLIN | EPOLLRDHUP);
 }
 
 void Poller::want_write(int fd, std::uint64_t tag, bool wanted) const {
   const std::uint32_t write = wanted ? static_cast<std::uint32_t>(EPOLLOUT) : 0;
-  control(fd_, EPOLL_CTL_MOD, fd, tag, EPOLLIN | EPOLLRDHUP | write);
+  control(this->fd(), EPOLL_CTL_MOD, fd, tag, EPOLLIN | EPOLLRDHUP | write);
 }
 
-void Poller::remove(int fd) const { epoll_ctl(fd_, EPOLL_CTL_DEL, fd, nullptr); }
+void Poller::remove(int fd) const { epoll_ctl(this->fd(), EPOLL_CTL_DEL, fd, nullptr); }
 
 void Poller::sleep(int fd, Nanoseconds timeout) { sleep_until_readable(fd, timeout); }
 
 std::vector<Poller::Ready> Poller::wait(Nanoseconds timeout) const {
   // epoll_wait counts milliseconds, and epoll_pwait2 is younger than many clusters.
-  if (timeout > 0 && !sleep_until_readable(fd_, timeout)) return {};
+  if (timeout > 0 && !sleep_until_readable(fd(), timeout)) return {};
   std::array<epoll_event, 64> events{};
-  const int count = epoll_wait(fd_, events.data(), static_cast<int>(events.size()), 0);
+  const int count = epoll_wait(fd(), events.data(), static_cast<int>(events.size()), 0);
   if (count < 0 && errno != EINTR) throw SystemError("cannot wait for messages", errno);
   std::vector<Ready> ready;
   for (int i = 0; i < count; ++i) {

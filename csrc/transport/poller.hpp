@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/types.hpp"
+#include "memory/descriptor.hpp"
 
 namespace hvd_backup {
 
@@ -17,9 +18,6 @@ class Poller {
   };
 
   Poller();
-  Poller(const Poller&) = delete;
-  Poller& operator=(const Poller&) = delete;
-  ~Poller();
 
   /// Begins to watch `fd`, for reading; what it says later bears `tag`.
   void add(int fd, std::uint64_t tag) const;
@@ -31,13 +29,13 @@ class Poller {
   static void sleep(int fd, Nanoseconds timeout);
 
   /// Itself to be watched by another: it can be read when something is ready here.
-  int fd() const { return fd_; }
+  int fd() const { return set_.get(); }
 
   /// Sleeps for at most `timeout`; empty if nothing happened.
   std::vector<Ready> wait(Nanoseconds timeout) const;
 
  private:
-  int fd_;
+  Descriptor set_;
 };
 
 }  // namespace hvd_backup
