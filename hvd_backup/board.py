@@ -57,6 +57,13 @@ class Row(NamedTuple):
     visit: str = ""  # the last time that it came to wait for the others of a process set
 
 
+class Hosts(NamedTuple):
+    """Where the ranks are, for errors."""
+
+    names: Sequence[str]  # of every rank's host
+    timeout: float  # seconds after which one that does not answer is taken for dead
+
+
 class Board:
     """One rank's view of its node's board. The segment is zeroed at first: a valid board.
 
@@ -74,6 +81,7 @@ class Board:
         rank: int,
         local: Sequence[int],
         ring: Callable[[], None] | None = None,
+        hosts: Hosts | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -81,6 +89,7 @@ class Board:
         self._life = LifeLock(segment, local, rank)
         self._rank = rank
         self._ring = ring
+        self._hosts = hosts
         self._clock = clock
         self._world = world
         self._local = frozenset(local)
@@ -140,6 +149,7 @@ class Board:
         """Raise what another rank has failed with, in this rank's words."""
         self._look()
         if not self._failures:
+            self._check_hosts()
             return
         rank = min(self._failures)  # if several failed at once, the same one on every rank
         kind, text = self._failures[rank].failure, self._failures[rank].text
@@ -155,6 +165,20 @@ class Board:
             is_whole = passed_on or rank == self._rank
             of_kind: type[errors.Error] = getattr(errors, kind)
             error = of_kind(text if is_whole else f"rank {rank} failed: {text}")
+        self._known = weakref.ref(error)
+        raise error
+
+    def _check_hosts(self) -> None:
+        silent = self._rows.silent()
+        if not silent or self._hosts is None:
+            return
+        names = sorted({self._hosts.names[rank] for rank in silent})
+        self._told = True
+        error = errors.PeerFailed(
+            f"no answer for {self._hosts.timeout:g} s from {' and '.join(names)}, the host of ranks "
+            f"{', '.join(map(str, silent))}: it is down, or the network to it; start again from "
+            "the last checkpoint, or raise HVD_BACKUP_HOST_TIMEOUT"
+        )
         self._known = weakref.ref(error)
         raise error
 
@@ -175,6 +199,10 @@ class Board:
             self._rows.set_dead(rank)
             self._tell(rank)
         return sorted(known.union(ended) - left)
+
+    def cut_off(self) -> list[int]:
+        """Ranks of other nodes of which nothing is heard any more."""
+        return self._rows.cut_off()
 
     def left(self) -> list[int]:
         return self._rows.left()
@@ -307,8 +335,9 @@ class PartBoard(Board):
         rank: int,
         local: Sequence[int],
         ring: Callable[[], None] | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
-        super().__init__(segment, world, rank, local, ring)
+        super().__init__(segment, world, rank, local, ring, hosts)
         self._above = above
 
     def fail(self, error: BaseException) -> None:

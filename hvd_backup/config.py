@@ -21,6 +21,7 @@ _PREFIX = "HVD_BACKUP_"
 _SETTINGS = (
     *("HVD_BACKUP_WORKERS", "HVD_BACKUP_TIMEOUT", "HVD_BACKUP_WINDOW", "HVD_BACKUP_GRACE"),
     *("HVD_BACKUP_INTERFACE", "HVD_BACKUP_NODE_SIZE", "HVD_BACKUP_DEVICE_PATH"),
+    *("HVD_BACKUP_HOST_TIMEOUT",),
 )
 # Of the launcher, the build and the tests.
 _NO_SETTINGS = ("HVD_BACKUP_LAUNCH_", "HVD_BACKUP_CMAKE_", "HVD_BACKUP_TEST_", "HVD_BACKUP_BESIDE")
@@ -61,6 +62,10 @@ class Config:
     "mapped", in memory of the GPUs that all ranks map, where that can be. No GPU has run the latter
     yet."""
 
+    host_timeout: float = 60.0
+    """``HVD_BACKUP_HOST_TIMEOUT``: seconds after which a host that does not answer (it has lost its
+    power, or a cable is cut) is taken for dead, with its ranks. Only between hosts."""
+
     stall_warning: float = 60.0
     """``HOROVOD_STALL_CHECK_TIME_SECONDS``: after so many seconds a wait logs whom it waits for;
     0, or ``HOROVOD_STALL_CHECK_DISABLE=1``: never."""
@@ -95,6 +100,7 @@ class Config:
             grace=read("HVD_BACKUP_GRACE", _at_least_0, cls.grace),
             interface=read("HVD_BACKUP_INTERFACE", str, cls.interface),
             node_size=read("HVD_BACKUP_NODE_SIZE", _at_least_1, None),
+            host_timeout=read("HVD_BACKUP_HOST_TIMEOUT", _above_0, cls.host_timeout),
             device_path=read("HVD_BACKUP_DEVICE_PATH", _device_path, cls.device_path),
             stall_warning=0.0
             if quiet

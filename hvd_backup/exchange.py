@@ -85,7 +85,20 @@ class Exchange:
         self._short = f"{name[:80]}{world.where}"
         call = f"{name}{world.where} with {self.options}{', op=Sum' if add else ''}"
         world.meet(call, (self.layout, self.options, add, signature), self.options.timeout)
-        spec, self.mapped = self._place(wish)
+        with world.setting_up():
+            self.mapped, self._core = self._set_up(wish, add)
+        world.add(self)
+        self.stats = Stats()
+        self._results: dict[int, list[Bytes]] = {}
+        self._stall = Stall(world.config.stall_warning)
+        self._warned_of_window = False
+        self._written_to = -1  # the buffer whose views were handed out
+
+    def _set_up(
+        self, wish: mapped_memory.Wish | None, add: bool
+    ) -> tuple[_core.MappedArena | None, _core.Collective]:
+        world = self._runtime
+        spec, mapped = self._place(wish)
         this = weakref.ref(self)  # a patrol that kept its exchange alive would leak both
 
         def patrol() -> list[int]:
@@ -96,7 +109,7 @@ class Exchange:
         internode = world.internode
         if internode is not None:
             internode.serve(world.exchanges, segment, spec, self.options, add=add)
-        self._core = _core.Collective(
+        return mapped, _core.Collective(
             segment,
             spec,
             rank=world.rank,
@@ -110,14 +123,8 @@ class Exchange:
             doorbell=internode.doorbell if internode is not None else None,
             service=internode.service if internode is not None else None,
             sum=add,
-            mapped=self.mapped,
+            mapped=mapped,
         )
-        world.add(self)
-        self.stats = Stats()
-        self._results: dict[int, list[Bytes]] = {}
-        self._stall = Stall(world.config.stall_warning)
-        self._warned_of_window = False
-        self._written_to = -1  # the buffer whose views were handed out
 
     @property
     def number(self) -> int:
@@ -251,7 +258,8 @@ class Exchange:
         return spec, None
 
     def check_open(self) -> None:
-        """Raises Error if the ranks that it is of are no world any more."""
+        """Raises Error if the ranks that it is of are no world any more, or this is no rank."""
+        self._runtime.check_process()
         if self._runtime.end:
             raise errors.Error(self._runtime.end)
 

@@ -53,6 +53,12 @@ class Watch:
             raise errors.PeerFailed(
                 f"{self._call}: {ranks_have(dead)} died; start again from the last checkpoint"
             )
+        if lost := self._awaited(self.board.cut_off()):
+            self.board.check()
+            raise errors.PeerFailed(
+                f"{self._call}: this node has lost touch with {ranks_text(lost)}; start again from "
+                "the last checkpoint"
+            )
         if left := self._awaited(self.board.left()):
             self.board.check()
             raise errors.PeerFailed(

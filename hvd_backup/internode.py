@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hvd_backup import _core, errors
 
@@ -35,24 +35,18 @@ class Internode:
         _check_thread_level(places)
         self._places = places
         word = places.shared_segment(_core.Doorbell.BYTES)
-        is_first = places.local_rank == 0
-        made = _core.Doorbell.create(word) if is_first else None
+        agree = places.together.agree
+        made = agree(lambda: _core.Doorbell.create(word) if places.local_rank == 0 else None)
         path = places.node.bcast(made.path if made is not None else "")
-        self.doorbell = made or _core.Doorbell.open(word, path)
+        self.doorbell = agree(lambda: made or _core.Doorbell.open(word, path))
         self.service = self._start(config, board)
 
     def _start(self, config: Config, board: _core.Segment) -> _core.NodeService | None:
-        from mpi4py import MPI
-
         places = self._places
-        token = places.comm.bcast(_core.make_token() if places.rank == 0 else b"")
-        first = places.local_rank == 0
-        leaders = places.comm.Split(0 if first else MPI.UNDEFINED, key=places.rank)
-        data = None
-        if first:
-            from hvd_backup import _mpi
-
-            data = _mpi.data_transport(MPI._handleof(leaders))  # noqa: SLF001
+        together = places.together
+        first, hub = places.local_rank == 0, places.rank == 0
+        data = self._data_transport()
+        token = together.bcast(together.agree(lambda: _core.make_token() if hub else b""))
 
         def make(coordinator: tuple[list[str], int] | None) -> _core.NodeService:
             return _core.NodeService(
@@ -64,25 +58,37 @@ class Internode:
                 board=board,
                 coordinator=coordinator,
                 timeout=min(config.timeout, 60.0),
+                silence=config.host_timeout,
             )
 
-        service, problem, coordinator = None, "", None
-        try:
-            if places.rank == 0:
-                addresses = [socket.gethostname()] if not config.interface else []
-                addresses += _core.own_addresses(config.interface)
-                service = make(None)
-                coordinator = (addresses, service.port)
-        except (errors.Error, ValueError) as error:
-            problem = str(error)
-        coordinator = places.comm.bcast(coordinator)
-        try:
-            if first and places.rank != 0 and coordinator is not None:
-                service = make(coordinator)
-        except errors.Error as error:
-            problem = str(error)
-        places.raise_together(problem, errors.LaunchError)
-        return service
+        def make_hub() -> tuple[list[str], _core.NodeService]:
+            addresses = [socket.gethostname()] if not config.interface else []
+            return addresses + _core.own_addresses(config.interface), make(None)
+
+        of_hub = together.agree(lambda: make_hub() if hub else None, errors.LaunchError)
+        where = together.bcast((of_hub[0], of_hub[1].port) if of_hub is not None else None)
+        service = together.agree(
+            lambda: make(where) if first and not hub else None, errors.LaunchError
+        )
+        return of_hub[1] if of_hub is not None else service
+
+    def _data_transport(self) -> _core.DataTransport | None:
+        """Of the node's first rank, which is the only one that exchanges data with other nodes."""
+        from mpi4py import MPI
+
+        def load() -> Any:
+            from hvd_backup import _mpi
+
+            return _mpi
+
+        module = self._places.together.agree(load, errors.LaunchError)
+        first = self._places.local_rank == 0
+        comm = self._places.together.comm
+        leaders = comm.Split(0 if first else MPI.UNDEFINED, key=self._places.rank)
+        if not first:
+            return None
+        data: _core.DataTransport = module.data_transport(MPI._handleof(leaders))  # noqa: SLF001
+        return data
 
     def serve(
         self,
@@ -97,9 +103,9 @@ class Internode:
 
         With `add` the result is the sum, not the mean.
         """
-        problem = ""
-        if self.service is not None:
-            try:
+
+        def take_on() -> None:
+            if self.service is not None:
                 self.service.add(
                     channel,
                     segment,
@@ -108,9 +114,8 @@ class Internode:
                     grace=options.grace,
                     sum=add,
                 )
-            except errors.Error as error:
-                problem = str(error)
-        self._places.raise_together(problem)
+
+        self._places.together.agree(take_on)
 
 
 def is_over(service: _core.NodeService) -> bool:
@@ -146,11 +151,14 @@ def _check_thread_level(places: Places) -> None:
         MPI.THREAD_FUNNELED: "MPI_THREAD_FUNNELED",
         MPI.THREAD_SERIALIZED: "MPI_THREAD_SERIALIZED",
     }
-    problem = ""
-    if (level := MPI.Query_thread()) != MPI.THREAD_MULTIPLE:
-        problem = (
+
+    def check() -> None:
+        if (level := MPI.Query_thread()) == MPI.THREAD_MULTIPLE:
+            return
+        raise errors.LaunchError(
             f"MPI was initialized with {names.get(level, level)}, but between "
             f"{places.cross_size} nodes a thread of hvd_backup uses it beside yours: initialize "
             "MPI with MPI_THREAD_MULTIPLE, as mpi4py does by default (mpi4py.rc.thread_level)"
         )
-    places.raise_together(problem, errors.LaunchError)
+
+    places.together.agree(check, errors.LaunchError)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hvd_backup import _core, errors, launch, local_comm
 from hvd_backup.config import Config
 from hvd_backup.table import quote_groups
+from hvd_backup.together import Together
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -100,7 +101,8 @@ def agree_on_config(comm: MPI.Intracomm) -> Config:
         problem = str(error)
     _await_all(comm, config.timeout)
     _await_all(comm, config.timeout)  # a rank that gave up at the first has come, too: see gate.py
-    everybody = comm.allgather((problem, config.node_size))
+    together = Together(comm, config.timeout, "init()")
+    everybody = together.allgather((problem, config.node_size))
     for other, (text, _) in enumerate(everybody):
         if text:
             raise ValueError(f"rank {other}: {text}")

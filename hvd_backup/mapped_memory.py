@@ -58,25 +58,25 @@ def agree(
     All ranks of the world call it together. Rank 0 logs why it is None.
     """
     _give_back()
-    comm = world.comm
+    together = world.together
     made: list[_core.MappedArena] = []
     problem = _impossible(world, options) or wish.why_not
     if not problem:
         problem = _problem_of(
             lambda: made.append(_core.MappedArena(wish.device, spec.device_bytes, spec.buffers))
         )
-    everybody = comm.allgather((problem, made[0].handle if made else None))
+    everybody = together.allgather((problem, made[0].handle if made else None))
     problems = [text for text, _ in everybody]
     handles = [handle for _, handle in everybody]
     if not any(problems):
-        problems = comm.allgather(_problem_of(lambda: made[0].open(handles, world.rank)))
+        problems = together.allgather(_problem_of(lambda: made[0].open(handles, world.rank)))
     if not any(problems):
-        problems = comm.allgather(_problem_of(made[0].confirm))
+        problems = together.allgather(_problem_of(made[0].confirm))
     if not any(problems):
         return made[0]
     for arena in made:
         arena.unmap()
-    comm.Barrier()  # nobody maps it any more
+    together.barrier()  # nobody maps it any more
     for arena in made:
         arena.release()
     if world.rank == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import logging
 import os
 import sys
@@ -15,12 +14,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hvd_backup import _core, errors, horovod_env, internode, joining, local_comm
-from hvd_backup.board import Board, PartBoard
+from hvd_backup.board import Board, Hosts, PartBoard
 from hvd_backup.config import Config, misspelt
 from hvd_backup.gate import Watch, pass_gate
 from hvd_backup.internode import Internode
 from hvd_backup.places import Places
+from hvd_backup.setting_up import AllRanks, SettingUp
 from hvd_backup.table import Operation, Table, ranks_have
+from hvd_backup.together import Together
 from hvd_backup.wire import Channel
 
 if TYPE_CHECKING:
@@ -56,7 +57,29 @@ class Runtime:
         self.comm = comm.Dup()
         self.mpi = local_comm.module_of(comm)
         """mpi4py.MPI, or what stands in for it: its operations go with `comm`."""
-        self.places = places = Places(self.comm, config.node_size)
+        self.together = Together(self.comm, config.timeout, f"set-up of the world{where}")
+        """What set-ups wait with."""
+        try:
+            self._find_places(above)
+        except errors.RoundTimeout:
+            _core.exit_without_mpi(True)  # MPI_Finalize would wait for those that did not come
+            raise
+        self.table = Table(AllRanks(self), Channel(self.comm, self.mpi), range(self.size))
+        """Calls of all ranks that are put down, and not yet done."""
+        self.sets: dict[int, Table] = {0: self.table}
+        """The tables of the process sets that there are; of other ranks' sets: with no channel."""
+        self.next_set = 1
+        try:
+            self._meet_nodes()
+        except BaseException as error:
+            self.leave(error)
+            if above is None and not self.together.have_agreed_on(error):
+                _failed.append(self)
+            raise
+
+    def _find_places(self, above: Runtime | None) -> None:
+        """The part of the set-up before there is a notice board."""
+        self.places = places = Places(self.together, self.config.node_size)
         self.rank, self.size = places.rank, places.size
         self.local_rank, self.local_size = places.local_rank, places.local_size
         self.cross_rank, self.cross_size = places.cross_rank, places.cross_size
@@ -70,18 +93,32 @@ class Runtime:
         self._last_call = ""
         self.rounds = 0
         """Rounds this rank has been through, all exchanges together."""
-        notes = places.shared_segment(Board.bytes(self.size))
-        of_board = (notes, self.size, self.rank, places.local_ranks, self._ring)
-        self.board: Board = PartBoard(above.board, *of_board) if above else Board(*of_board)
-        self.comm.Barrier()  # from here on, a life lock that is not held means a dead rank
-        self.internode = Internode(places, config, notes) if places.is_split else None
-        self.remote_reads = self._probe_remote_reads()
-        self.patience = self._choose_patience()
-        self.table = Table(_World(self), Channel(self.comm, self.mpi), range(self.size))
-        """Calls of all ranks that are put down, and not yet done."""
-        self.sets: dict[int, Table] = {0: self.table}
-        """The tables of the process sets that there are; of other ranks' sets: with no channel."""
-        self.next_set = 1
+        self._notes = places.shared_segment(Board.bytes(self.size))
+        # As all ranks have one now, a life lock that is not held means a dead rank.
+        self.board: Board = self.together.agree(lambda: self._make_board(above))
+        watch = Watch(self.board, "set-up", self.config.timeout, 0, list)
+        self.together.watch(watch.look)
+
+    def _make_board(self, above: Runtime | None) -> Board:
+        places = self.places
+        hosts = Hosts(places.host_names, self.config.host_timeout)
+        of_board = (self._notes, self.size, self.rank, places.local_ranks, self._ring)
+        return PartBoard(above.board, *of_board, hosts) if above else Board(*of_board, hosts)
+
+    def _meet_nodes(self) -> None:
+        places = self.places
+        if places.is_split:
+            self.internode = Internode(places, self.config, self._notes)
+        self.remote_reads = places.can_read_remote()
+        self.patience = places.choose_patience()
+
+    def check_process(self) -> None:
+        """Raises Error in a forked child, which is no rank: what it did would end nowhere."""
+        if os.getpid() != self._pid:
+            raise errors.Error(
+                f"this process was forked from rank {self.rank}, and is no rank itself: only rank "
+                f"{self.rank} (process {self._pid}) can make this call"
+            )
 
     def meet(self, call: str, signature: Any = None, timeout: float | None = None) -> None:
         """Wait until all ranks are in this call; what follows waits for nobody who computes.
@@ -115,6 +152,7 @@ class Runtime:
         missing: Callable[[], list[int]],
         ranks: list[int] | None = None,
     ) -> None:
+        self.check_process()
         limit = self.config.timeout if timeout is None else timeout
         watch = Watch(self.board, call, limit, self.config.stall_warning, missing, ranks)
         with self.failing_together():
@@ -131,6 +169,13 @@ class Runtime:
             self._last_call = call
             self.board.changes_to(call, self.rounds)
         self.rounds += 1
+
+    def setting_up(self) -> SettingUp:
+        """A context in which all ranks set something up: an error on one reaches the others.
+
+        Not what ``together.agree`` raises: all have that already, and may go on.
+        """
+        return SettingUp(self)
 
     def failing_together(self) -> _FailingTogether:
         """A context in which an error of this package reaches the other ranks as well."""
@@ -160,50 +205,6 @@ class Runtime:
         self.board.leave()
         if self.internode is not None and self.internode.service is not None:
             _services.append((self.internode.service, self.board))
-
-    def _probe_remote_reads(self) -> bool:
-        probe = ctypes.create_string_buffer(8)
-        where = self.places.node.allgather((os.getpid(), ctypes.addressof(probe)))
-        able = all(_core.can_read_remote(pid, address) for pid, address in where)
-        return all(self.comm.allgather(able))
-
-    def _choose_patience(self) -> tuple[int, int]:
-        cores: set[int] = set().union(*self.places.node.allgather(os.sched_getaffinity(0)))
-        # Nodes that are parts of one host share its cores.
-        return patience(len(cores), self.places.host_size)
-
-
-def patience(cores: int, ranks: int) -> tuple[int, int]:
-    """How often a waiting rank looks, and looks with sched_yield, before it sleeps.
-
-    With a core of its own a rank may look for some microseconds; otherwise it would only keep the
-    rank it waits for from running (measured: docs/architecture.md).
-    """
-    return (2000, 50) if cores >= ranks else (20, 100)
-
-
-class _World:
-    """All ranks, as the place of a table."""
-
-    def __init__(self, world: Runtime) -> None:
-        self._world = weakref.proxy(world)  # which owns the table
-
-    def gate(self, call: str, timeout: float | None) -> None:
-        self._world.gate(call, timeout)
-
-    def limit(self, timeout: float | None) -> float:
-        configured: float = self._world.config.timeout
-        return configured if timeout is None else timeout
-
-    def give_up(self, error: errors.Error) -> None:
-        self._world.board.fail(error)
-
-    def leave_gate(self) -> None:
-        self._world.board.finish_setup()
-
-    def rounds(self) -> int:
-        rounds: int = self._world.rounds
-        return rounds
 
 
 class _FailingTogether:
@@ -257,15 +258,15 @@ def init(comm: MPI.Intracomm | Sequence[int] | None = None) -> None:
     if joining.is_local(world):
         joining.check_one_node(config, world.size)
     _services[:] = [one for one in _services if not internode.is_over(one[0])]
+    _pid = os.getpid()
+    atexit.unregister(_leave_at_exit)
+    atexit.register(_leave_at_exit)
     _runtime = Runtime(world, config)
     if config.log_level is not None:
         log.setLevel(config.log_level)
     if _runtime.rank == 0:
         _warn_of_what_has_no_effect()
     _core.exit_without_mpi(False)  # an earlier call may have failed
-    _pid = os.getpid()
-    atexit.unregister(_leave_at_exit)
-    atexit.register(_leave_at_exit)
 
 
 def _warn_of_what_has_no_effect() -> None:
@@ -318,12 +319,20 @@ def _await_all(world: Runtime) -> list[int]:
     # Who has been missing for a whole time-out does not come; others may compute for a while.
     hope = internode.AFTER_FAILURE_S if world.board.has_timed_out() else world.config.timeout
     deadline = time.monotonic() + hope
-    while (missing := world.board.not_left()) and time.monotonic() < deadline:
+    while (missing := _still_in(world)) and time.monotonic() < deadline:
         # What carries the news between nodes may have died, too. One's own node's ranks are seen.
-        dead = set(world.board.dead())
+        dead = set(world.board.dead()).union(world.board.cut_off())
         if dead and not set(missing).intersection(world.places.local_ranks) - dead:
             break
         time.sleep(0.01)
+    return missing
+
+
+def _still_in(world: Runtime) -> list[int]:
+    """Ranks that have not left, as far as this process can be told of them."""
+    missing = world.board.not_left()
+    if world.places.is_split and world.internode is None:  # its set-up has failed
+        return sorted(set(missing).intersection(world.places.local_ranks))
     return missing
 
 

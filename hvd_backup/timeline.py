@@ -6,50 +6,52 @@ long it took then.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
 import time
-from pathlib import Path
-from typing import IO
 
 from hvd_backup import runtime
 from hvd_backup.table import Operation
 
 
+log = logging.getLogger("hvd_backup")
+
+
 class Timeline:
-    """An open trace file. It can be read when it is closed, or cut off: the format allows that."""
+    """An open trace file. It can be read when it is closed, or cut off: the format allows that.
+
+    A trace never ends a training: if the file cannot be written any more, as the disk is full, say,
+    it is closed with a warning, and nothing more is recorded. Raises OSError if it cannot be made.
+    """
 
     def __init__(self, path: str) -> None:
-        self._file: IO[str] = Path(path).open("w", encoding="utf-8")  # noqa: SIM115
-        self._file.write("[\n")
+        self._path = path
+        # Without a buffer: what could not be written is not tried again, nor by a forked child.
+        self._file: io.FileIO | None = io.FileIO(path, "w")
         self._lanes: dict[str, int] = {}
         self._began = time.monotonic()
+        self._write("[")
+        self._is_empty = True
 
     def record(self, operation: Operation, began: float, ended: float) -> None:
         """A call that was put down at its ``since``, and done from `began` to `ended`."""
-        lane = self._lane(operation.name)
-        kind = operation.kind.upper()
-        self._write(f"NEGOTIATE_{kind}", lane, operation.since, began)
-        self._write(kind, lane, began, ended, operation.call)
-        self._file.flush()
-
-    def _lane(self, name: str) -> int:
-        """A row of the picture for each name; calls without one share their kind's."""
-        name = name.partition(".noname.")[0]
+        events = []
+        name = operation.name.partition(".noname.")[0]  # calls without one share their kind's lane
         if name not in self._lanes:
-            self._lanes[name] = len(self._lanes) + 1
-            self._put(
-                {
-                    "name": "process_name",
-                    "ph": "M",
-                    "pid": self._lanes[name],
-                    "args": {"name": name},
-                }
-            )
-        return self._lanes[name]
+            lane = self._lanes[name] = len(self._lanes) + 1
+            events.append({"name": "process_name", "ph": "M", "pid": lane, "args": {"name": name}})
+        lane, kind = self._lanes[name], operation.kind.upper()
+        events.append(self._event(f"NEGOTIATE_{kind}", lane, operation.since, began))
+        events.append(self._event(kind, lane, began, ended) | {"args": {"call": operation.call}})
+        for event in events:
+            self._write(("" if self._is_empty else ",") + "\n" + json.dumps(event))
+            self._is_empty = False
 
-    def _write(self, name: str, lane: int, began: float, ended: float, call: str = "") -> None:
-        event: dict[str, object] = {
+    def _event(self, name: str, lane: int, began: float, ended: float) -> dict[str, object]:
+        return {
             "name": name,
             "ph": "X",
             "pid": lane,
@@ -57,31 +59,51 @@ class Timeline:
             "ts": round((began - self._began) * 1e6),
             "dur": round((ended - began) * 1e6),
         }
-        self._put(event | ({"args": {"call": call}} if call else {}))
 
-    def _put(self, event: dict[str, object]) -> None:
-        self._file.write(json.dumps(event) + ",\n")
+    def _write(self, text: str) -> None:
+        if self._file is None:
+            return
+        data = text.encode()
+        try:
+            while data:
+                data = data[self._file.write(data) or 0 :]
+        except OSError as error:
+            self._give_up(error)
 
     def close(self) -> None:
-        self._put({"name": "end", "ph": "M", "pid": 0})
-        # JSON has no comma before the end; the trace format would not mind.
-        self._file.seek(self._file.tell() - 2)
-        self._file.truncate()
-        self._file.write("\n]\n")
-        self._file.close()
+        self._write("\n]\n")
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            file.close()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # the warning below says what is wrong
+                file.close()
+        log.warning("the timeline %s ends here: %s; the training goes on", self._path, error)
 
 
 def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False) -> None:
     """Rank 0 begins to write a trace of the calls that all ranks make to `file_path`.
 
-    `mark_cycles` is accepted and changes nothing: there are no cycles. Raises ValueError if a trace
-    is being written, OSError if the file cannot be.
+    `mark_cycles` is accepted and changes nothing: there are no cycles. If the file cannot be
+    written, now or later, rank 0 logs a warning and the training goes on. Raises ValueError if a
+    trace is being written.
     """
     world = runtime.current()
     if world.table.observer is not None:
         raise ValueError("a timeline is being written; stop_timeline() first")
-    if world.rank == 0:
+    if world.rank != 0:
+        return
+    try:
         world.table.observer = Timeline(os.fspath(file_path))
+    except OSError as error:
+        log.warning("no timeline is written: %s", error)
 
 
 def stop_timeline() -> None:

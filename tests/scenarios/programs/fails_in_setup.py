@@ -1,0 +1,64 @@
+"""One rank fails at some point of a set-up; the others must hear of it.
+
+fails_in_setup.py FOLDER RANK POINT WAY: at which, and how: by an error of the system, by what no
+code expects, or by Ctrl-C. What has failed stays in this process for a while, which does not end.
+"""
+
+import sys
+import time
+
+import numpy as np
+from facts import ARGUMENTS, tell
+
+import hvd_backup as hb
+from hvd_backup import _core, board, exchange, internode, launch, places, runtime
+
+WHO, POINT, WAY = int(ARGUMENTS[0]), ARGUMENTS[1], ARGUMENTS[2]
+RANK = launch.detect(__import__("os").environ).rank
+ERRORS = {
+    "system": hb.Error("no file descriptors left"),
+    "memory": MemoryError("no memory left"),
+    "ctrl-c": KeyboardInterrupt(),
+}
+# Where the code is replaced by what fails, and which time it does.
+POINTS = {
+    "node": (places.Places, "shared_segment", 1),
+    "board": (board.Board, "__init__", 1),
+    "doorbell": (internode.Internode, "__init__", 1),
+    "data": (internode.Internode, "_data_transport", 1),
+    "service": (_core, "NodeService", 1),
+    "reads": (places.Places, "can_read_remote", 1),
+    "patience": (places.Places, "choose_patience", 1),
+    "arena": (exchange.Exchange, "_place", 1),
+    "segment of an arena": (places.Places, "shared_segment", 3),
+    "serve": (internode.Internode, "serve", 1),
+    "collective": (_core, "Collective", 1),
+}
+
+
+def fail_at(owner, name, time_of):
+    real, calls = getattr(owner, name), []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == time_of:
+            raise ERRORS[WAY]
+        return real(*args, **kwargs)
+
+    setattr(owner, name, failing)
+
+
+if RANK == WHO:
+    owner, name, time_of = POINTS[POINT]
+    if POINT == "segment of an arena" and "--one-node" in sys.argv:
+        time_of = 2
+    fail_at(owner, name, time_of)
+try:
+    hb.init()
+    tell(init=True)
+    value, _ = hb.partial_allreduce(np.ones(30_000, np.float32))
+    tell(value=float(value[0]))
+except BaseException as error:
+    tell(error=type(error).__name__, text=str(error))
+    if RANK == WHO:
+        time.sleep(3)  # caught: nothing in the process's end tells the others
