@@ -282,7 +282,7 @@ lint-python: $(DONE)/lint
 lint-types: $(DONE)/lint $(DONE)/extension
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy.stubtest --allowlist tests/stubtest_allowlist.txt \
-	  hvd_backup._core hvd_backup._mpi
+	  hvd_backup._core
 
 lint-layers: $(DONE)/lint
 	$(BIN)/lint-imports

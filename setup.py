@@ -1,4 +1,7 @@
-"""Builds and installs hvd_backup; the compiling is left to csrc/build.py."""
+"""Builds and installs hvd_backup; the compiling is left to csrc/build.py.
+
+No MPI is needed for it: which one there is, is found out when ranks start.
+"""
 
 import os
 import shlex
@@ -7,6 +10,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -15,19 +19,30 @@ ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
 
 
-class CMakeBuild(build_ext):
-    """Runs CMake once, then takes the modules from the build folder."""
+def run_csrc(script: str, *words: str) -> None:
+    """Run a program of csrc/. Raises CompileError, which setuptools prints last, if it fails."""
+    command = [sys.executable, str(ROOT / "csrc" / script), *words]
+    if subprocess.run(command, check=False).returncode:
+        raise CompileError("hvd_backup was not built, see the messages above")
+
+
+class Build(build):
+    """Says what is missing before anything else is said."""
 
     def run(self) -> None:
-        build = [sys.executable, str(ROOT / "csrc" / "build.py"), str(BUILD)]
-        build += [f"-DPython_EXECUTABLE={sys.executable}"]
-        build += shlex.split(os.environ.get("HVD_BACKUP_CMAKE_ARGS", ""))
-        if subprocess.run(build, check=False).returncode:
-            raise CompileError("the core was not built, see the messages above")
+        run_csrc("tools.py")
+        super().run()
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake once, then takes the module from the build folder."""
+
+    def run(self) -> None:
+        options = shlex.split(os.environ.get("HVD_BACKUP_CMAKE_ARGS", ""))
+        run_csrc("build.py", str(BUILD), f"-DPython_EXECUTABLE={sys.executable}", *options)
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
-        """Copies one module; that _mpi was not built is no error, _mpi is optional."""
         built = BUILD / Path(self.get_ext_filename(ext.name)).name
         if not built.exists():
             raise CompileError(f"{built.name} was not built, see the messages above")
@@ -51,11 +66,8 @@ setup(
         "hvd_backup.cluster": ["templates/*"],
         "hvd_backup.study": ["templates/*"],
     },
-    ext_modules=[
-        Extension("hvd_backup._core", sources=[]),
-        Extension("hvd_backup._mpi", sources=[], optional=True),
-    ],
-    cmdclass={"build_ext": CMakeBuild},
+    ext_modules=[Extension("hvd_backup._core", sources=[])],
+    cmdclass={"build": Build, "build_ext": CMakeBuild},
     install_requires=["cloudpickle", "numpy>=1.24", "mpi4py>=4.0", "rich", "typer"],
     extras_require={
         "torch": ["torch>=2.1"],

@@ -1,6 +1,6 @@
 """Builds with CMake if there is one, else by direct.py.
 
-    python csrc/build.py FOLDER [-DOPTION=VALUE]… [TARGET…]       no target: the Python modules
+    python csrc/build.py FOLDER [-DOPTION=VALUE]… [TARGET…]       no target: the Python module
 
 CMake and ninja are those beside this Python, else those on PATH. Without CMake, HVD_BACKUP_CUDA is
 the only option that means something.
@@ -40,11 +40,9 @@ def directly(folder: str, options: dict[str, str], targets: list[str]) -> list[s
     """The command without CMake; ValueError for an option that would be lost on it."""
     cuda = options.pop("HVD_BACKUP_CUDA", "AUTO")
     for name, value in options.items():
-        if name not in ("Python_EXECUTABLE", "HVD_BACKUP_PYTHON", "HVD_BACKUP_MPI"):
+        if name not in ("Python_EXECUTABLE", "HVD_BACKUP_PYTHON"):
             raise ValueError(f"-D{name}={value} needs CMake, and there is none: pip install cmake")
-    if options.get("HVD_BACKUP_MPI") == "ON":
-        raise ValueError("-DHVD_BACKUP_MPI=ON needs CMake, and there is none: pip install cmake")
-    print("no cmake: building without it, and without hvd_backup._mpi")
+    print("no cmake: building without it")
     direct = [sys.executable, str(CSRC / "direct.py"), f"--cuda={cuda}", folder]
     return [*direct, *(targets or ["_core"])]
 
@@ -66,7 +64,7 @@ def commands(words: list[str]) -> list[list[str]]:
     drop_stale(Path(folder), generator)
     configure = [cmake, "-S", str(CSRC), "-B", folder, "-G", generator]
     # CMake remembers options: those that are not given are to be as if they never had been.
-    options = {"HVD_BACKUP_CUDA": "AUTO", "HVD_BACKUP_MPI": "AUTO", **options}
+    options = {"HVD_BACKUP_CUDA": "AUTO", **options}
     configure += [f"-D{name}={value}" for name, value in options.items()]
     if ninja:
         configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
@@ -75,10 +73,15 @@ def commands(words: list[str]) -> list[list[str]]:
     return [configure, [*build, *(["--target", *targets] if targets else [])]]
 
 
+def check(words: list[str]) -> list[list[str]]:
+    """What to run before all else, if a Python module is to be built."""
+    return [] if "-DHVD_BACKUP_PYTHON=OFF" in words else [[sys.executable, str(CSRC / "tools.py")]]
+
+
 def main(*words: str) -> int:
     """Build; the exit status, 2 if that was not tried."""
     try:
-        to_run = commands(list(words))
+        to_run = [*check(list(words)), *commands(list(words))]
     except ValueError as error:
         print(f"build: {error}", file=sys.stderr)
         return 2

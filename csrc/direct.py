@@ -72,10 +72,9 @@ def library(*, cuda: bool) -> list[Path]:
     files = []
     for layer in LAYERS:
         for path in sorted((CSRC / layer).glob("*.cpp")):
-            is_mpi = layer == "transport" and path.name.startswith("mpi_")
             other_twin = path.name == ("no_avx2.cpp" if avx2 else "mean_avx2.cpp")
             no_cuda = path.name.startswith("no_cuda")
-            if not (is_mpi or other_twin or (no_cuda and cuda)):
+            if not (other_twin or (no_cuda and cuda)):
                 files.append(path)
     return files + (sorted((CSRC / "device").glob("*.cu")) if cuda else [])
 

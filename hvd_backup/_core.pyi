@@ -237,6 +237,20 @@ class CudaStatus:
     @property
     def why(self) -> str: ...
 
+def mpi_data(
+    communicator: _Int,
+    *,
+    isend: _Int,
+    issend: _Int,
+    irecv: _Int,
+    test: _Int,
+    error_string: _Int,
+    byte: _Int,
+    request_null: _Int,
+    handle_bytes: _Int,
+    status_bytes: _Int,
+    error_string_bytes: _Int,
+) -> DataTransport: ...
 def own_addresses(interface: str) -> list[str]: ...
 def make_token() -> bytes: ...
 def exit_without_mpi(wanted: bool) -> None: ...

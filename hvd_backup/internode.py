@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hvd_backup import _core, errors
+from hvd_backup import _core, errors, mpi_library
 
 if TYPE_CHECKING:
     from hvd_backup.config import Config, RoundOptions
@@ -76,19 +76,12 @@ class Internode:
         """Of the node's first rank, which is the only one that exchanges data with other nodes."""
         from mpi4py import MPI
 
-        def load() -> Any:
-            from hvd_backup import _mpi
-
-            return _mpi
-
-        module = self._places.together.agree(load, errors.LaunchError)
+        together = self._places.together
         first = self._places.local_rank == 0
-        comm = self._places.together.comm
-        leaders = comm.Split(0 if first else MPI.UNDEFINED, key=self._places.rank)
-        if not first:
-            return None
-        data: _core.DataTransport = module.data_transport(MPI._handleof(leaders))  # noqa: SLF001
-        return data
+        leaders = together.comm.Split(0 if first else MPI.UNDEFINED, key=self._places.rank)
+        return together.agree(
+            lambda: mpi_library.data_transport(leaders) if first else None, errors.LaunchError
+        )
 
     def serve(
         self,

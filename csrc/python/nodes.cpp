@@ -16,6 +16,7 @@
 #include "memory/segment.hpp"
 #include "python/convert.hpp"
 #include "transport/addresses.hpp"
+#include "transport/mpi_data.hpp"
 
 namespace py = pybind11;
 
@@ -118,6 +119,21 @@ void bind_nodes(py::module_& m) {
   });
   // NOLINTNEXTLINE(bugprone-unused-raii): it is the module's
   py::class_<DataTransport, std::shared_ptr<DataTransport>>(m, "DataTransport");
+  m.def(
+      "mpi_data",
+      [](std::uintptr_t communicator, std::uintptr_t isend, std::uintptr_t issend,
+         std::uintptr_t irecv, std::uintptr_t test, std::uintptr_t error_string,
+         std::uintptr_t byte, std::uintptr_t request_null, std::size_t handle_bytes,
+         std::size_t status_bytes,
+         std::size_t error_string_bytes) -> std::shared_ptr<DataTransport> {
+        return mpi_data({isend, issend, irecv, test, error_string, byte, request_null,
+                         handle_bytes, status_bytes, error_string_bytes},
+                        communicator);
+      },
+      py::arg("communicator"), py::kw_only(), py::arg("isend"), py::arg("issend"),
+      py::arg("irecv"), py::arg("test"), py::arg("error_string"), py::arg("byte"),
+      py::arg("request_null"), py::arg("handle_bytes"), py::arg("status_bytes"),
+      py::arg("error_string_bytes"));
   py::class_<DoorbellHandle>(m, "Doorbell")
       .def_readonly_static("BYTES", &Doorbell::kBytes)
       .def_static(

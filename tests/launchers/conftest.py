@@ -10,7 +10,8 @@ import pytest
 from launchers import slurm
 from launching import ROOT
 
-from hvd_backup.study.mpirun import AS_ROOT, OVERSUBSCRIBE, find_mpirun
+from hvd_backup.mpirun import find_mpirun
+from hvd_backup.study.mpirun import AS_ROOT, OVERSUBSCRIBE
 
 pytest.register_assert_rewrite("launchers.told")
 

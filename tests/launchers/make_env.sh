@@ -5,10 +5,9 @@
 #     tests/launchers/make_env.sh debian-openmpi   # apt-get install openmpi-bin libopenmpi-dev
 #     tests/launchers/make_env.sh debian-mpich     # apt-get install mpich libmpich-dev
 #
-# It lies in build/mpi/NAME and has its own mpi4py, mpirun, mpicxx and module _mpi; the rest, torch
-# and hvd_backup's sources, is that of .venv and of this folder. Takes half a minute (debian-mpich:
-# two, as mpi4py is compiled), and then some seconds to bring _mpi up to date. Needs .venv with the
-# extension; `make other-mpis` calls it for each MPI that is there.
+# It lies in build/mpi/NAME and has its own mpi4py and mpirun; the rest, torch and hvd_backup itself,
+# is that of .venv: it runs on any MPI. Takes half a minute (debian-mpich: two, as mpi4py is
+# compiled). Needs .venv with the extension; `make other-mpis` calls it for each MPI that is there.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -66,18 +65,6 @@ site="$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 base="$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 echo "import site; site.addsitedir('$base')" >"$site/zz_base.pth"
 
-# Only _mpi depends on the MPI; CMake takes the mpicxx that lies beside the Python.
-PATH="$env/bin:$PWD/.venv/bin:$PATH" cmake -S csrc -B "$env/cmake" -G Ninja \
-  -DPython_EXECUTABLE="$python" -DHVD_BACKUP_CUDA=OFF -DHVD_BACKUP_TESTS=OFF \
-  -DHVD_BACKUP_MPI=ON >"$env/cmake.log"
-PATH="$PWD/.venv/bin:$PATH" cmake --build "$env/cmake" --target _mpi >>"$env/cmake.log"
-
-rm -rf "$site/hvd_backup"
-mkdir "$site/hvd_backup"
-for part in hvd_backup/*; do
-  [[ $part == */_mpi.*.so || $part == */__pycache__ ]] || ln -s "$PWD/$part" "$site/hvd_backup/"
-done
-cp "$env"/cmake/_mpi.*.so "$site/hvd_backup/"
 cd / && "$python" -c 'import hvd_backup as hb; hb.init()
 from mpi4py import MPI
 print("made:", MPI.Get_library_version().partition("\n")[0], hb.__file__)'

@@ -84,7 +84,7 @@ def test_an_option_that_is_not_given_is_not_remembered_from_last_time(tmp_path, 
     words = [str(tmp_path), "-DHVD_BACKUP_CUDA:STRING=ON", "-DOTHER=a b", "one", "two"]
     configure, compile_ = build.commands(words)
     given = [word for word in configure if word.startswith("-D")]
-    assert given[:3] == ["-DHVD_BACKUP_CUDA=ON", "-DHVD_BACKUP_MPI=AUTO", "-DOTHER=a b"]
+    assert given[:2] == ["-DHVD_BACKUP_CUDA=ON", "-DOTHER=a b"]
     assert compile_[-3:] == ["--target", "one", "two"]
 
 
@@ -92,9 +92,9 @@ def test_without_cmake_options_reach_the_other_builder_or_are_refused(tmp_path, 
     monkeypatch.setattr(build, "tool", lambda _: None)
     [direct] = build.commands([str(tmp_path), "-DHVD_BACKUP_CUDA=OFF", "-DPython_EXECUTABLE=p"])
     assert direct[-3:] == ["--cuda=OFF", str(tmp_path), "_core"]
-    for option in ("-DHVD_BACKUP_MPI=ON", "-DHVD_BACKUP_SANITIZE=thread"):
-        with pytest.raises(ValueError, match=f"{option} needs CMake, and there is none"):
-            build.commands([str(tmp_path), option])
+    option = "-DHVD_BACKUP_SANITIZE=thread"
+    with pytest.raises(ValueError, match=f"{option} needs CMake, and there is none"):
+        build.commands([str(tmp_path), option])
 
 
 def test_an_nvcc_that_was_missing_is_found_when_it_is_there(tmp_path):
@@ -117,7 +117,7 @@ def test_without_cmake_the_other_builder_is_asked(tmp_path):
     if (python.parent / "cmake").exists():
         pytest.skip(f"there is a cmake beside {python}")
     run = subprocess.run(
-        [python, CSRC / "build.py", tmp_path / "out"],
+        [python, CSRC / "build.py", tmp_path / "out", "-DHVD_BACKUP_PYTHON=OFF"],
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -126,3 +126,69 @@ def test_without_cmake_the_other_builder_is_asked(tmp_path):
     assert run.returncode == 1
     assert "no cmake: building without it" in run.stdout
     assert "no C++ compiler: put g++ on PATH, or set CXX" in run.stderr
+
+
+# ---- what a build needs --------------------------------------------------------------------------
+
+
+def tools(folder, *, uid=0, **env):
+    """What csrc/tools.py says where PATH has nothing but `folder`."""
+    program = f"import os, sys; os.geteuid = lambda: {uid}; sys.argv = [sys.argv[1]]; "
+    program += "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    run = subprocess.run(
+        [sys.executable, "-c", program, CSRC / "tools.py"],
+        env={"PATH": str(folder), **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (1 if run.stderr else 0, "")
+    return run.stderr
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """A folder with programs that say something, or nothing, and fail."""
+
+    def make(**programs):
+        for name, text in programs.items():
+            path = tmp_path / name.replace("_", "-").replace("cxx", "c++")
+            path.write_text(f"#!/bin/sh\necho '{text}' >&2\nexit 1\n")
+            path.chmod(0o755)
+        return tmp_path
+
+    return make
+
+
+def test_a_machine_that_can_build_is_told_nothing():
+    assert tools(os.environ["PATH"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("apt_get", "apt-get install -y g++"),
+        ("dnf", "dnf install -y gcc-c++"),
+        ("apk", "apk add g++"),
+        ("other", "install g++ (C++17)"),
+    ],
+)
+def test_without_a_compiler_the_first_line_is_the_command_that_installs_one(
+    commands, program, command
+):
+    said = tools(commands(**{program: ""}))
+    assert said == f"error: no C++ compiler: {command}, or set CXX\n"
+
+
+def test_who_is_not_root_is_told_sudo_where_it_is(commands):
+    assert ": sudo dnf install -y gcc-c++" in tools(commands(dnf="", sudo=""), uid=1000)
+    assert ": dnf install -y gcc-c++" in tools(commands(dnf="", sudo=""))
+
+
+def test_a_compiler_that_cannot_compile_is_no_compiler(commands):
+    said = tools(commands(cxx="cannot execute cc1plus", apt_get=""))
+    assert "compiles no C++17 (cannot execute cc1plus): apt-get install -y g++" in said
+
+
+def test_a_compiler_that_is_named_and_not_there_is_named(commands):
+    assert "no C++ compiler, CXX=icpx -O2 is not on PATH: " in tools(commands(), CXX="icpx -O2")

@@ -94,20 +94,6 @@ def test_hosts_without_room_are_refused_with_the_numbers():
         run.slots("a:2,b:1", 4)
 
 
-@pytest.mark.parametrize(
-    ("version", "kind"),
-    [
-        ("mpirun (Open MPI) 5.0.11\n", launch.OPEN_MPI),
-        ("orterun (OpenRTE) 4.1.4\n", launch.OPEN_MPI),
-        ("HYDRA build details:\n    Version: 5.0.2\n", launch.HYDRA),
-        ("Intel(R) MPI Library for Linux* OS, Version 2021.9\n", launch.HYDRA),
-        ("prun 1.0", None),
-    ],
-)
-def test_the_kind_of_an_mpirun_is_told_by_its_version(version, kind):
-    assert run.parse_kind(version) == kind
-
-
 def test_an_mpirun_of_an_unknown_kind_is_refused_with_a_way_out(tmp_path):
     mpirun = tmp_path / "mpirun"
     mpirun.write_text("#!/bin/sh\necho something else\n")

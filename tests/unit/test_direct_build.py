@@ -29,7 +29,7 @@ def by_cmake(folder, *options):
     cmake = shutil.which("cmake")
     if cmake is None:
         pytest.skip("cmake is not on PATH")
-    command = [cmake, "-S", CSRC, "-B", folder, "-DHVD_BACKUP_MPI=OFF", *options]
+    command = [cmake, "-S", CSRC, "-B", folder, *options]
     command += [f"-DPython_EXECUTABLE={sys.executable}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

