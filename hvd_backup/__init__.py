@@ -7,6 +7,7 @@ collective that does it, on numpy arrays; ``hvd_backup.torch`` has the optimizer
 
 from importlib.metadata import PackageNotFoundError, version
 
+from hvd_backup import built as _built  # noqa: F401  (first: it may say why the rest fails)
 from hvd_backup.collectives import (
     PartialMean,
     PartialMeans,

@@ -27,6 +27,12 @@ _SETTINGS = (
 _NO_SETTINGS = ("HVD_BACKUP_LAUNCH_", "HVD_BACKUP_CMAKE_", "HVD_BACKUP_TEST_", "HVD_BACKUP_BESIDE")
 
 
+def settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """The ``HVD_BACKUP_*`` variables that are read, as far as they are set to something."""
+    texts = {name: environ.get(name, "").strip() for name in _SETTINGS}
+    return {name: text for name, text in texts.items() if text}
+
+
 def misspelt(environ: Mapping[str, str]) -> list[str]:
     """``HVD_BACKUP_*`` variables that nobody reads, each with the one that may be meant."""
     told = []

@@ -16,16 +16,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 from hvd_backup import launch
 from hvd_backup.cluster import findings
 from hvd_backup.cluster.findings import FAIL, OK, Answer, Finding
-from hvd_backup.cluster.probe import place
+from hvd_backup.cluster.probe import START, alone, told
 from hvd_backup.errors import LaunchError
-from hvd_backup.study.mpirun import environment, find_mpirun, parse
+from hvd_backup.mpirun import find_mpirun
+from hvd_backup.study.mpirun import environment
 
-PROBE = (sys.executable, "-m", "hvd_backup.cluster.probe")
 FRAMEWORKS = ("torch", "tensorflow", "keras")
 # The other ranks of a world wait this much longer: rank 0 must print before one of them gives up,
 # since a rank that gives up may make the launcher end all.
@@ -47,8 +48,9 @@ def examine(trial_ranks: int, limit_s: float) -> Iterator[Finding]:
         return
     yield Finding(OK, "hvd_backup", f"{_version()}, Python {sys.version.split()[0]}")
     yield from findings.library(answer) if not without_mpi else [findings.no_library()]
-    yield from _world(how, answer, trial_ranks, limit_s)
-    yield findings.cuda(ask("cuda", limit_s))
+    seen, found = _world(how, answer, trial_ranks, limit_s)
+    yield from found
+    yield findings.cuda(ask("cuda", limit_s), seen.facts.get("ranks", ()))
     for name in FRAMEWORKS:
         yield findings.framework(name, ask(name, limit_s) if _installed(name) else None)
     yield findings.horovod(
@@ -58,26 +60,28 @@ def examine(trial_ranks: int, limit_s: float) -> Iterator[Finding]:
 
 def _world(
     how: launch.Launch, answer: Answer, trial_ranks: int, limit_s: float
-) -> Iterator[Finding]:
-    seen = answer
+) -> tuple[Answer, list[Finding]]:
+    """What the ranks told, those of a trial if there was one, and what is found in it."""
+    seen, found = answer, []
     if how.launcher == launch.NONE and answer.facts.get("works") and answer.facts["size"] == 1:
         try:
             mpirun = find_mpirun()
         except LaunchError as error:
-            yield findings.no_mpirun(str(error))
+            found.append(findings.no_mpirun(str(error)))
         else:
             trial = ask_ranks(mpirun, trial_ranks, limit_s)
-            yield findings.tried(mpirun, trial_ranks, trial)
+            found.append(findings.tried(mpirun, trial_ranks, trial))
             seen = trial if "ranks" in trial.facts else answer
     else:
-        yield findings.started(how, answer)
+        found.append(findings.started(how, answer))
     if "ranks" in seen.facts:
-        yield from findings.places(seen.facts["ranks"])
+        found += findings.places(seen.facts["ranks"])
+        found.append(findings.settings(seen.facts["ranks"]))
     else:
-        _, *here = findings.places([{"node": 0, **place()}])
-        yield from here
+        found += findings.places([alone()])[1:]
     if "ranks" in answer.facts:
-        yield findings.exchange(seen if seen.facts.get("works") else answer)
+        found.append(findings.exchange(seen if seen.facts.get("works") else answer))
+    return seen, found
 
 
 def unusable(found: Sequence[Finding]) -> bool:
@@ -87,7 +91,7 @@ def unusable(found: Sequence[Finding]) -> bool:
 
 def ask(probe: str, limit_s: float, later_s: float = 0.0) -> Answer:
     """Run a probe in a process of its own; never raises for what it does."""
-    return _ask([*PROBE, probe], _patience(limit_s), limit_s + later_s, launcher=False)
+    return _ask([], probe, limit_s, later_s, os.environ)
 
 
 def ask_ranks(mpirun: str, ranks: int, limit_s: float) -> Answer:
@@ -95,29 +99,27 @@ def ask_ranks(mpirun: str, ranks: int, limit_s: float) -> Answer:
     env = environment({}, ranks, len(os.sched_getaffinity(0)), os.geteuid() == 0)
     for name in ("OMP_NUM_THREADS", "PYTHONUNBUFFERED"):  # as the user's own ranks would have them
         del env[name]
-    return _ask(
-        [mpirun, "-np", str(ranks), *PROBE, "mpi"], env | _patience(limit_s), limit_s, launcher=True
-    )
+    return _ask([mpirun, "-np", str(ranks)], "mpi", limit_s, 0.0, {**os.environ, **env})
 
 
-def _patience(limit_s: float) -> dict[str, str]:
-    # Ranks that wait for one that failed in the probe should give up before we do. The same on all
-    # ranks, since they compare it.
-    return {"HVD_BACKUP_TIMEOUT": f"{max(1.0, limit_s / 2):g}"}
-
-
-def _ask(command: list[str], more: Mapping[str, str], limit_s: float, *, launcher: bool) -> Answer:
-    env = {**os.environ, **more}
-    with _text() as out, _text() as err:
+def _ask(
+    launcher: list[str], probe: str, limit_s: float, later_s: float, env: Mapping[str, str]
+) -> Answer:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        _text() as out,
+        _text() as err,
+    ):
+        command = [*launcher, *START, probe, folder, f"{limit_s:g}"]
         # To files: a grandchild that survives would keep a pipe open.
         try:
-            status = _run(command, env, limit_s, out, err, group=launcher)
+            status = _run(command, env, limit_s + later_s, out, err, group=bool(launcher))
         except OSError as error:
             return Answer({}, f"cannot start {command[0]}: {error}")
         for file in (out, err):
             file.seek(0)
-        said, complained = out.read(), err.read()
-    return read_answer(said, complained, status, limit_s, only_rank_0=launcher)
+        answers = told(Path(folder), out.read())
+        return read_answer(answers, err.read(), status, limit_s + later_s)
 
 
 def _text() -> IO[str]:
@@ -165,15 +167,14 @@ def _end(process: subprocess.Popen[bytes], *, group: bool) -> None:
 
 
 def read_answer(
-    out: str, err: str, status: int | None, limit_s: float, *, only_rank_0: bool = False
+    answers: Sequence[Mapping[str, Any]], err: str, status: int | None, limit_s: float
 ) -> Answer:
-    """The facts in the output of a probe, and what was wrong with any rank of it."""
-    facts: dict[str, object] = {}
-    problem = ""
-    for told in filter(None, map(parse, out.splitlines())):
-        if not only_rank_0 or told.get("rank", 0) == 0:
-            facts |= told
-        problem = problem or told.get("error", "")
+    """What rank 0 of a probe has told, and what was wrong with any rank of it.
+
+    `answers` has one entry for each process.
+    """
+    facts = next((one for one in answers if one.get("rank", 0) == 0), {})
+    problem = next((one["error"] for one in answers if "error" in one), "")
     if facts.get("done") and not problem:
         return Answer(facts)  # what a library does at its end is not our business
     if not problem and status is None:

