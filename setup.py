@@ -17,20 +17,17 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 # One build folder per Python, kept between calls, so that a rebuild compiles what changed.
 BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-
-
-def run_csrc(script: str, *words: str) -> None:
-    """Run a program of csrc/. Raises CompileError, which setuptools prints last, if it fails."""
-    command = [sys.executable, str(ROOT / "csrc" / script), *words]
-    if subprocess.run(command, check=False).returncode:
-        raise CompileError("hvd_backup was not built, see the messages above")
+OPTIONS = shlex.split(os.environ.get("HVD_BACKUP_CMAKE_ARGS", ""))
 
 
 class Build(build):
-    """Says what is missing before anything else is said."""
+    """Says what is missing before anything is done."""
 
     def run(self) -> None:
-        run_csrc("tools.py")
+        tools = [sys.executable, str(ROOT / "csrc" / "tools.py"), *OPTIONS]
+        done = subprocess.run(tools, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise CompileError(done.stderr.strip().removeprefix("error: "))
         super().run()
 
 
@@ -38,8 +35,10 @@ class CMakeBuild(build_ext):
     """Runs CMake once, then takes the module from the build folder."""
 
     def run(self) -> None:
-        options = shlex.split(os.environ.get("HVD_BACKUP_CMAKE_ARGS", ""))
-        run_csrc("build.py", str(BUILD), f"-DPython_EXECUTABLE={sys.executable}", *options)
+        command = [sys.executable, str(ROOT / "csrc" / "build.py"), str(BUILD)]
+        command += [f"-DPython_EXECUTABLE={sys.executable}", *OPTIONS]
+        if subprocess.run(command, check=False).returncode:
+            raise CompileError("the core was not built, see the messages above")
         super().run()
 
     def build_extension(self, ext: Extension) -> None:

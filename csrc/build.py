@@ -73,19 +73,15 @@ def commands(words: list[str]) -> list[list[str]]:
     return [configure, [*build, *(["--target", *targets] if targets else [])]]
 
 
-def check(words: list[str]) -> list[list[str]]:
-    """What to run before all else, if a Python module is to be built."""
-    return [] if "-DHVD_BACKUP_PYTHON=OFF" in words else [[sys.executable, str(CSRC / "tools.py")]]
-
-
 def main(*words: str) -> int:
     """Build; the exit status, 2 if that was not tried."""
     try:
-        to_run = [*check(list(words)), *commands(list(words))]
+        to_run = commands(list(words))
     except ValueError as error:
         print(f"build: {error}", file=sys.stderr)
         return 2
-    for command in to_run:
+    options = [word for word in words if word.startswith("-D")]
+    for command in [[sys.executable, str(CSRC / "tools.py"), *options], *to_run]:
         if status := subprocess.run(command, check=False).returncode:
             return status
     return 0

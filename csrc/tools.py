@@ -1,6 +1,6 @@
 """Whether there is what a build needs: a C++17 compiler, and the headers of Python.
 
-    python csrc/tools.py
+    python csrc/tools.py [-DOPTION=VALUE]…       CMake's options, as for build.py
 
 prints nothing, or what to install, with exit status 1.
 """
@@ -67,9 +67,13 @@ def install(*, cxx: bool, headers: bool) -> str:
     return f"install {' and '.join(names)}"
 
 
-def main() -> int:
+def main(*options: str) -> int:
     """Say what is missing; 1 if anything is."""
-    problems = [without_compiler(), without_headers()]
+    named = any(one.startswith(("-DCMAKE_CXX_COMP", "-DCMAKE_TOOLCHAIN_")) for one in options)
+    problems = [
+        "" if named else without_compiler(),
+        "" if "-DHVD_BACKUP_PYTHON=OFF" in options else without_headers(),
+    ]
     if not any(problems):
         return 0
     command = install(cxx=bool(problems[0]), headers=bool(problems[1]))
@@ -79,4 +83,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -117,7 +117,7 @@ def test_without_cmake_the_other_builder_is_asked(tmp_path):
     if (python.parent / "cmake").exists():
         pytest.skip(f"there is a cmake beside {python}")
     run = subprocess.run(
-        [python, CSRC / "build.py", tmp_path / "out", "-DHVD_BACKUP_PYTHON=OFF"],
+        [python, CSRC / "build.py", tmp_path / "out"],
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -125,18 +125,18 @@ def test_without_cmake_the_other_builder_is_asked(tmp_path):
     )
     assert run.returncode == 1
     assert "no cmake: building without it" in run.stdout
-    assert "no C++ compiler: put g++ on PATH, or set CXX" in run.stderr
+    assert run.stderr.startswith("error: no C++ compiler: install g++")
 
 
 # ---- what a build needs --------------------------------------------------------------------------
 
 
-def tools(folder, *, uid=0, **env):
+def tools(folder, *options, uid=0, **env):
     """What csrc/tools.py says where PATH has nothing but `folder`."""
-    program = f"import os, sys; os.geteuid = lambda: {uid}; sys.argv = [sys.argv[1]]; "
+    program = f"import os, sys; os.geteuid = lambda: {uid}; del sys.argv[0]; "
     program += "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
     run = subprocess.run(
-        [sys.executable, "-c", program, CSRC / "tools.py"],
+        [sys.executable, "-c", program, CSRC / "tools.py", *options],
         env={"PATH": str(folder), **env},
         capture_output=True,
         text=True,
@@ -192,3 +192,8 @@ def test_a_compiler_that_cannot_compile_is_no_compiler(commands):
 
 def test_a_compiler_that_is_named_and_not_there_is_named(commands):
     assert "no C++ compiler, CXX=icpx -O2 is not on PATH: " in tools(commands(), CXX="icpx -O2")
+
+
+def test_a_compiler_that_cmake_is_told_of_need_not_be_on_path(commands):
+    assert tools(commands(), "-DCMAKE_CXX_COMPILER=/opt/c++") == ""
+    assert "no C++ compiler" in tools(commands(), "-DHVD_BACKUP_CUDA=OFF")
