@@ -100,4 +100,12 @@ void fail(const char* file, int line, const std::string& what) {
   }
 }
 
+void skip(const std::string& why) {
+  {
+    const std::lock_guard<std::mutex> lock(outcome_mutex);
+    if (outcome != nullptr) outcome->skipped = why.empty() ? "no reason given" : why;
+  }
+  throw EndOfCase();
+}
+
 }  // namespace hvd_backup::check

@@ -6,8 +6,9 @@
 //     CHECK_THROWS_AS(ledger.arrive(9), Mismatch);
 //   }
 //
-// CHECK* note a failure and go on, and may be called by any thread. REQUIRE ends the case; call it
-// in the case's own thread or inside in_threads().
+// CHECK* note a failure and go on, and may be called by any thread. REQUIRE ends the case, and so
+// does SKIP("why"), for what cannot be tested here; call these two in the case's own thread or inside
+// in_threads(). A case that skips is counted as skipped, unless a check has failed before.
 #pragma once
 
 #include <atomic>
@@ -31,6 +32,7 @@ struct Case {
 struct Outcome {
   int failures = 0;
   std::vector<std::string> messages;  // the first few failures, each with file and line
+  std::string skipped;                // why the case was skipped; empty if it was not
 };
 
 struct Registration {
@@ -51,9 +53,12 @@ void in_threads(int count, const std::function<void(int)>& body);
 // Notes a failure of the running case.
 void fail(const char* file, int line, const std::string& what);
 
-// What REQUIRE throws; the failure has been noted already.
+// Notes that the running case cannot be tested here, and ends it.
+[[noreturn]] void skip(const std::string& why);
+
+// What REQUIRE and SKIP throw; the failure or the reason has been noted already.
 struct EndOfCase : std::exception {
-  const char* what() const noexcept override { return "REQUIRE failed"; }
+  const char* what() const noexcept override { return "the case has ended"; }
 };
 
 template <typename T, typename = void>
@@ -175,6 +180,8 @@ void check_throws(const std::function<void()>& run, const char* expression, cons
       throw ::hvd_backup::check::EndOfCase();                                  \
     }                                                                          \
   } while (false)
+
+#define SKIP(why) ::hvd_backup::check::skip(why)
 
 #define CHECK_EQ(a, b) ::hvd_backup::check::check_equal((a), (b), #a " == " #b, __FILE__, __LINE__)
 

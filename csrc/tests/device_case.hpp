@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdio>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -17,7 +16,7 @@ namespace hvd_backup::testing {
 inline void on_gpu(void (*body)(int)) {
   const CudaStatus status = cuda_status();
   if (status.devices > 0) return body(0);
-  std::printf("      skipped: %s\n", status.why.c_str());
+  SKIP(status.why);
 }
 
 /// Copies between the host and memory of a device that somebody else owns.

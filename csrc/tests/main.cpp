@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
 
   int passed = 0;
   int failed = 0;
+  int skipped = 0;
   for (const check::Case& test_case : check::all_cases()) {
     if (test_case.name.find(filter) == std::string::npos) continue;
     if (list) {
@@ -45,19 +46,22 @@ int main(int argc, char** argv) {
     const auto start = std::chrono::steady_clock::now();
     const check::Outcome outcome = check::run_case(test_case, limit_s);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    std::printf("%s  %s (%.2f s)\n", outcome.failures == 0 ? "pass" : "FAIL",
+    const bool failure = outcome.failures > 0;
+    const bool skip = !failure && !outcome.skipped.empty();
+    std::printf("%s  %s (%.2f s)\n", failure ? "FAIL" : (skip ? "skip" : "pass"),
                 test_case.name.c_str(), took.count());
+    if (skip) std::printf("      %s\n", outcome.skipped.c_str());
     for (const std::string& message : outcome.messages) std::printf("      %s\n", message.c_str());
     const int unshown = outcome.failures - static_cast<int>(outcome.messages.size());
     if (unshown > 0) std::printf("      and %d more\n", unshown);
     std::fflush(stdout);
-    ++(outcome.failures == 0 ? passed : failed);
+    ++(failure ? failed : (skip ? skipped : passed));
   }
   if (list) return 0;
-  if (passed + failed == 0) {
+  if (passed + failed + skipped == 0) {
     std::fprintf(stderr, "no case has \"%s\" in its name\n", filter.c_str());
     return 2;
   }
-  std::printf("%d passed, %d failed\n", passed, failed);
+  std::printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
   return failed == 0 ? 0 : 1;
 }

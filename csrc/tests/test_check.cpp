@@ -76,6 +76,29 @@ TEST_CASE("REQUIRE and an uncaught exception end the case") {
   CHECK(has(run([] { throw std::logic_error("unexpected"); }), "unexpected"));
 }
 
+TEST_CASE("a case that skips ends there, with its reason, and neither passes nor fails") {
+  bool reached = false;
+  const check::Outcome outcome = run([&] {
+    SKIP("there is no moon");
+    reached = true;
+  });
+  CHECK(!reached);
+  CHECK_EQ(outcome.failures, 0);
+  CHECK_EQ(outcome.skipped, "there is no moon");
+  CHECK(run([] {}).skipped.empty());
+}
+
+TEST_CASE("a case that skips after a check that failed, or in another thread, keeps both") {
+  const check::Outcome outcome = run([] {
+    check::in_threads(2, [](int i) {
+      CHECK(i == 0);
+      if (i == 0) SKIP("only one");
+    });
+  });
+  CHECK_EQ(outcome.failures, 1);
+  CHECK_EQ(outcome.skipped, "only one");
+}
+
 TEST_CASE("failures and exceptions of other threads belong to the case") {
   const check::Outcome outcome = run([] {
     check::in_threads(4, [](int i) {

@@ -116,10 +116,7 @@ TEST_CASE("a tensor of more than 2^32 elements is copied to its end") {
   const std::size_t count = kFar + kTile + 11;
   const Vast tensor(count * 2 + 64);
   const Vast flat((count + 3) * 2 + 64);
-  if (!tensor.there() || !flat.there()) {
-    std::printf("      skipped: no address space of 17 GB\n");
-    return;
-  }
+  if (!tensor.there() || !flat.there()) SKIP("no address space of 17 GB");
   const Tiling tiling = tiles_of({{3, count}});
   void* const address = tensor.data();
   const std::size_t last = count - 11;  // where the last tile begins
@@ -138,10 +135,7 @@ TEST_CASE("slots of more than 2^32 elements are added to their end") {
   const Vast a(count * 2 + 64);
   const Vast b(count * 2 + 64);
   const Vast out(count * 2 + 64);
-  if (!a.there() || !b.there() || !out.there()) {
-    std::printf("      skipped: no address space of 26 GB\n");
-    return;
-  }
+  if (!a.there() || !b.there() || !out.there()) SKIP("no address space of 26 GB");
   for (std::size_t i = kFar; i < count; ++i) {
     store(DType::float16, a.data(), i, noise(1, i));
     store(DType::float16, b.data(), i, noise(2, i));
@@ -209,10 +203,7 @@ TEST_CASE("sums of no operands, of too many, and of null pointers are refused") 
 
 TEST_CASE("where there is no CUDA device, its use is refused with the reason") {
   const CudaStatus status = cuda_status();
-  if (status.devices > 0) {
-    std::printf("      skipped: there is a CUDA device\n");
-    return;
-  }
+  if (status.devices > 0) SKIP("there is a CUDA device");
   alignas(16) std::byte data[64] = {};
   const Operand operand{data, 1};
   const char* reason = status.built ? "CUDA device 0 failed: " : "built without CUDA";

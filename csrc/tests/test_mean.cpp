@@ -155,10 +155,7 @@ TEST_CASE("operands and result are aligned to their elements, and need no more")
 }
 
 TEST_CASE("baseline and AVX2 kernels give the same bits") {
-  if (avx2_kernels() == nullptr) {
-    std::printf("      skipped: this processor or build has no AVX2\n");
-    return;
-  }
+  if (avx2_kernels() == nullptr) SKIP("this processor or build has no AVX2");
   for (const DType dtype : kAllDTypes) {
     for (std::size_t operands = 1; operands <= kMostOperands; ++operands) {
       for (const std::size_t count : {1U, 15U, 1000U, 1024U}) {

@@ -365,8 +365,7 @@ TEST_CASE("the memory of another process is read without its help") {
   REQUIRE(child.ok());
   const auto address = reinterpret_cast<std::uint64_t>(data.data());
   if (!can_read_remote(child.pid(), address)) {
-    std::printf("      skipped: the kernel does not let this process read its child\n");
-    return;
+    SKIP("the kernel does not let this process read its child");
   }
   kill(child.pid(), SIGSTOP);  // no help at all
   std::vector<std::byte> copy(data.size() - 1);

@@ -1,7 +1,6 @@
 // Layer engine: ranks that arrive, help, skip and stall at random, thousands of rounds of them.
 #include <atomic>
 #include <chrono>
-#include <cstdio>
 #include <cstring>
 #include <random>
 #include <string>
@@ -152,10 +151,7 @@ TEST_CASE("so have rounds from private memory to private memory") {
 }
 
 TEST_CASE("so have rounds whose helpers supersede each other all the time") {
-  if (kThreadSanitizer) {
-    std::printf("      skipped under ThreadSanitizer: superseded helpers race by design\n");
-    return;
-  }
+  if (kThreadSanitizer) SKIP("under ThreadSanitizer: superseded helpers race by design");
   for (std::uint64_t seed = 40; seed < 64; ++seed) {
     Run run = random_run(seed);
     run.setup.options.stall = static_cast<Nanoseconds>(seed % 3) * kMicrosecond;
