@@ -52,10 +52,9 @@ CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o
 CPP_BUILD := csrc/CMakeLists.txt $(wildcard csrc/cmake/*.cmake)
 MODULE_FILES := $(filter-out csrc/tests/%,$(CPP_FILES)) $(CPP_BUILD)
 
-.PHONY: help demo bench bench-training bench-keras bench-choices bench-control bench-gpu test test-cpp \
-        test-unit test-mpi test-tf test-no-mpi test-gpu test-scenarios test-timed test-hosts \
-        test-launchers \
-        other-mpis horovod docs-horovod sanitize lint \
+.PHONY: help demo bench bench-training bench-keras bench-choices bench-control bench-gpu \
+        bench-save test test-cpp test-unit test-mpi test-tf test-no-mpi test-gpu test-scenarios \
+        test-timed test-hosts test-launchers other-mpis horovod docs-horovod sanitize lint \
         lint-python lint-types lint-layers lint-cpp lint-tidy lint-text format clean distclean
 
 help:
@@ -65,6 +64,8 @@ help:
 	@echo "make bench-keras     the same for a Keras step"
 	@echo "make bench-choices   the measurements behind docs/architecture.md's choices"
 	@echo "make bench-control   control messages of worlds of 100 to 10,000 ranks, simulated"
+	@echo "make bench-save      copy results from build/bench/ to benchmarks/results/"
+	@echo "                     (BENCH_ARGS='nodes training_step': only these)"
 	@echo "make test            all tests"
 	@echo "make test-cpp        the C++ tests                           (CASE='part of a name')"
 	@echo "make test-unit       tests of one process                    (PYTEST_ARGS='-k word')"
@@ -145,6 +146,7 @@ $(DONE)/extension: $(MODULE_FILES) $(DONE)/package
 demo: $(DONE)/extension
 	$(BIN)/hvd-backup demo $(DEMO_ARGS)
 
+# Results go to build/bench/. bench-save copies them to where they can be committed.
 bench: $(DONE)/extension
 	$(BIN)/python benchmarks/partial_allreduce.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/nodes.py $(BENCH_ARGS)
@@ -160,6 +162,9 @@ bench-choices: $(DONE)/extension
 
 bench-control: $(DONE)/extension
 	$(BIN)/python benchmarks/control_traffic.py $(BENCH_ARGS)
+
+bench-save: $(DONE)/base
+	$(BIN)/python benchmarks/save.py $(BENCH_ARGS)
 
 # ---- tests --------------------------------------------------------------------------------------
 

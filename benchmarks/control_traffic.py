@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 from typing import Annotated, Any
 
+import output
 import setting
 import typer
-from partial_allreduce import to_json
+
+COLUMNS = {
+    "reports": "messages to rank 0 in a round, KB up: their bytes",
+    "seals": "messages from rank 0 in a round, KB down: their bytes",
+    "coordinator": "time that rank 0 works on a round, on one core, without sending",
+}
 
 
 def main(
     ranks: Annotated[str, typer.Option(help="World sizes.")] = "100,1000,10000",
     per_node: Annotated[str, typer.Option(help="Ranks per node.")] = "1,8",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each world.")] = 50,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("benchmarks/results"),
+    out: output.Out = output.FRESH,
 ) -> None:
     """Simulate rounds with 4 % backup workers, as the paper chose, and count what is sent."""
     about = setting.meta()
@@ -44,10 +49,15 @@ def main(
                 f"{row['seals']:>7} {row['bytes_up'] / 1e3:>9.1f} {row['bytes_down'] / 1e3:>9.1f} "
                 f"{row['coordinator_us']:>12.1f}"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    saved = out / "control_traffic.json"
-    saved.write_text(to_json({"meta": about, "rows": rows}))
-    print(f"\n{saved}")
+    output.explain(COLUMNS)
+    last = rows[-1]
+    output.quote(
+        f"a round of {last['ranks']} ranks, {last['ranks_per_node']} to a node, takes rank 0 "
+        f"{output.short(last['coordinator_us'])} us of work, {last['reports']} messages in and "
+        f"{last['seals']} out.",
+        about,
+    )
+    output.write(out / "control_traffic.json", {"meta": about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -17,12 +17,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import output
 import torch
 
 from hvd_backup import _core
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
+
+COLUMNS = {
+    "of a copy": "GB/s / GB/s of the device's own copy of as many bytes",
+    "staged": "gradients go through the host's memory; mapped: all ranks map the device's memory",
+    "step": "a step of the optimizer with its exchange; alone: without any; overhead: step - alone",
+    "copies": "the gradients to the host and back, pinned",
+    "ratio": "overhead / copies: 1 is what these copies take by themselves",
+    "all-reduce": "the same bytes by NCCL, where each rank has a GPU, or by gloo on the CPU",
+}
 
 
 def main() -> int:
@@ -32,6 +42,7 @@ def main() -> int:
     parser.add_argument("--program", type=Path, required=True, help="the built device_speed")
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--quick", action="store_true")
+    # Not build/bench/: on a bare machine this is all that is brought back, from a place of its own.
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     given = parser.parse_args()
     if not given.program.exists():
@@ -47,7 +58,9 @@ def main() -> int:
         line += ["--device", given.device, "--path", path]
         line += [*(["--each"] if each else []), *(["--quick"] if given.quick else [])]
         print_steps(results.add("steps", line))
-    print("copies: to the host and back, pinned; all-reduce: by NCCL, where each rank has a GPU")
+    output.explain(COLUMNS)
+    if results.rows["steps"]:
+        output.quote(sentence(results.rows["steps"]), results.about)
     print(f"\n{results.file}")
     return 1 if results.rows["failed"] else 0
 
@@ -58,7 +71,7 @@ class Results:
     def __init__(self, file: Path, about: Row) -> None:
         self.file = file
         self.rows: dict[str, list[Row]] = {"kernels": [], "steps": [], "failed": []}
-        self._about = about
+        self.about = about
         file.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, kind: str, command: list[str]) -> list[Row]:
@@ -70,7 +83,7 @@ class Results:
             failed = {"command": shlex.join(command), "exit_status": done.returncode}
             print("failed with exit status {exit_status}: {command}".format(**failed), flush=True)
             self.rows["failed"].append(failed)
-        self.file.write_text(json.dumps({"meta": self._about, **self.rows}, indent=1) + "\n")
+        self.file.write_text(json.dumps({"meta": self.about, **self.rows}, indent=1) + "\n")
         return new
 
 
@@ -115,6 +128,17 @@ def print_kernels(rows: list[Row]) -> None:
             f"{row['what']:<12}{row['dtype']:<10}{row['mib']:>5}{row['ms']:>10.3f}"
             f"{row['gb_s']:>10.1f}{row['of_copy']:>11.2f}"
         )
+
+
+def sentence(steps: list[Row]) -> str:
+    """The last, which is the largest gradient in the largest world."""
+    row = steps[-1]
+    short = output.short
+    library = f"; {row['library']} takes {short(row['library_ms'])} ms" if row["library"] else ""
+    return (
+        f"the exchange of {row['mib']} MiB between {row['ranks']} rank(s) on {row['gpus']} GPU(s), "
+        f"{row['path']}, costs a step {short(row['overhead_ms'])} ms{library}."
+    )
 
 
 def print_head_of_steps() -> None:

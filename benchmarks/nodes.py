@@ -12,19 +12,28 @@ import re
 import sys
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Annotated, Any
 
+import output
 import setting
 import typer
-from partial_allreduce import parse_size, ratio, to_json
+from partial_allreduce import parse_size, than
 
 Row = dict[str, Any]
 
 SIZES = "4K,64K,1M,16M"
 MBIT = 1000
-HEADER = f"{'bytes':>10}  {'path':<14}{'median':>11} {'p90':>11} {'algbw':>7} {'vs MPI':>7}"
-UNITS = f"{'(B)':>10}  {'':<14}{'(us)':>11} {'(us)':>11} {'(GB/s)':>7} {'faster':>7}"
+HEADER = f"{'bytes':>10} {'late':>5}  {'path':<14}{'median':>9} {'p90':>9} {'algbw':>7}  than MPI"
+UNITS = f"{'':>10} {'':>5}  {'':<14}{'(us)':>9} {'(us)':>9} {'(GB/s)':>7}"
+COLUMNS = {
+    "late": "ranks of the one node that is late, asleep; only the others are timed. They do not "
+    "wait for it, except in MPI_Allreduce, where a second thread of each late rank takes part",
+    "in_place": "hvd_backup as the optimizers use it: gradient and result lie in shared memory",
+    "end_to_end": "hvd_backup from an array of the caller's to another one: two copies more",
+    "median, p90": "time of one call, of the samples taken in turns; a tenth took longer than p90",
+    "algbw": "bytes of one rank / median",
+    "than MPI": "median beside that of MPI_Allreduce on the same layout",
+}
 
 
 def main(
@@ -36,7 +45,7 @@ def main(
     hosts: Annotated[
         bool, typer.Option(help="Also over TCP, between hosts of network namespaces.")
     ] = True,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("benchmarks/results"),
+    out: output.Out = output.FRESH,
     quick: Annotated[bool, typer.Option("--quick", help="Few samples.")] = False,
 ) -> None:
     """Measure the partial all-reduce of several nodes beside MPI_Allreduce."""
@@ -45,6 +54,7 @@ def main(
         byte_sizes = [parse_size(text) for text in sizes.split(",")]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    about = setting.meta()
     rows: list[Row] = []
     for ranks, per_node in shapes:
         rows += show(
@@ -57,10 +67,9 @@ def main(
                 several_hosts(ranks, per_node, byte_sizes, quick),
             )
     rows += others(shapes, quick)
-    out.mkdir(parents=True, exist_ok=True)
-    saved = out / "nodes.json"
-    saved.write_text(to_json({"meta": setting.meta(), "rows": rows}))
-    print(f"\n{saved}")
+    output.explain(COLUMNS)
+    output.quote(sentence(rows), about)
+    output.write(out / "nodes.json", {"meta": about, "rows": rows})
 
 
 def default_layouts(quick: bool) -> str:
@@ -113,19 +122,37 @@ def show(title: str, rows: Iterator[Row]) -> list[Row]:
     for (nbytes, late), group in groupby(rows, key=lambda row: (row["bytes"], row["late"])):
         if not seen:
             print(f"\n# {title}, float32\n{HEADER}\n{UNITS}", flush=True)
-        if late:
-            print(f"{'':>10}  -- one node late, asleep --")
         of_size = list(group)
         mpi = next(row["median_us"] for row in of_size if row["path"] == "mpi_allreduce")
         for row in of_size:
             time = row["median_us"]
+            beside = "-" if row["path"] == "mpi_allreduce" else output.compared(time, mpi)
             print(
-                f"{nbytes:>10}  {row['path']:<14}{time:>11.1f} {row['p90_us']:>11.1f} "
-                f"{nbytes / time / 1e3:>7.2f} {ratio(mpi, time):>7}",
+                f"{nbytes:>10} {late:>5}  {row['path']:<14}{output.short(time):>9} "
+                f"{output.short(row['p90_us']):>9} {output.short(nbytes / time / 1e3):>7}  "
+                f"{beside}",
                 flush=True,
             )
         seen += of_size
     return seen
+
+
+def sentence(rows: list[Row]) -> str:
+    """The largest message between the first layout's nodes, over each wire."""
+    timed = [row for row in rows if "path" in row and not row["late"]]
+    first, largest = timed[0], max(row["bytes"] for row in timed)
+    parts = []
+    for wire in dict.fromkeys(row["wire"] for row in timed):
+        time = {
+            row["path"]: row["median_us"]
+            for row in timed
+            if (row["wire"], row["ranks"], row["per_node"], row["bytes"])
+            == (wire, first["ranks"], first["per_node"], largest)
+        }
+        words = than(output.compared(time["in_place"], time["mpi_allreduce"]))
+        parts.append(f"{output.short(time['in_place'] / 1e3)} ms over {wire}, {words}")
+    nodes = first["ranks"] // first["per_node"]
+    return f"{nodes} nodes all-reduce {output.size(largest)} in place in {'; '.join(parts)}."
 
 
 def others(shapes: list[tuple[int, int]], quick: bool) -> list[Row]:

@@ -33,6 +33,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed
 from mpi4py import MPI
+from output import digits
 from samples import Flags, one_call, start_gloo
 
 import hvd_backup as hb
@@ -362,9 +363,9 @@ def report(
         "bytes": nbytes,
         "late": late,
         "path": path,
-        "median_us": round(statistics.median(micros), 2),
-        "p10_us": round(micros[len(micros) // 10], 2),
-        "p90_us": round(micros[len(micros) * 9 // 10], 2),
+        "median_us": digits(statistics.median(micros)),
+        "p10_us": digits(micros[len(micros) // 10]),
+        "p90_us": digits(micros[len(micros) * 9 // 10]),
         "samples": len(micros),
         "calls": calls,
     }

@@ -19,7 +19,7 @@ import mpi4py
 from hvd_backup.study.mpirun import run_ranks
 
 ROOT = Path(__file__).resolve().parent.parent
-LOGS = ROOT / "build" / "bench"
+LOGS = ROOT / "build" / "bench" / "logs"
 # The extension's, so that what both have in common is compiled once.
 BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
 # Ranks are not tied to cores: a late rank has two busy threads.

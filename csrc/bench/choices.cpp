@@ -49,7 +49,7 @@ void compare(const std::string& title, std::size_t calls, const std::function<vo
     a.push_back(micros(chosen, calls));
     b.push_back(micros(other, calls));
   }
-  std::printf("%-58s %11.1f %11.1f %8.2f\n", title.c_str(), median(a), median(b),
+  std::printf("%-58s %11.2f %11.2f %13.2f\n", title.c_str(), median(a), median(b),
               median(b) / median(a));
 }
 
@@ -170,7 +170,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "choices: the largest size is at least 1 MiB\n");
     return 2;
   }
-  std::printf("%-58s %11s %11s %8s\n", "chosen | other", "chosen(us)", "other(us)", "faster");
+  std::printf("%-58s %11s %11s %13s\n", "chosen | other", "chosen(us)", "other(us)", "other/chosen");
   for (const std::size_t bytes : {std::size_t{1} << 20, std::size_t{16} << 20}) {
     if (bytes < largest) compare_means(bytes);
   }

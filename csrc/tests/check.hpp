@@ -7,8 +7,8 @@
 //   }
 //
 // CHECK* note a failure and go on, and may be called by any thread. REQUIRE ends the case, and so
-// does SKIP("why"), for what cannot be tested here; call these two in the case's own thread or inside
-// in_threads(). A case that skips is counted as skipped, unless a check has failed before.
+// does SKIP("why"), for what cannot be tested here; call these two in the case's own thread or
+// inside in_threads(). A case that skips is counted as skipped, unless a check has failed before.
 #pragma once
 
 #include <atomic>

@@ -36,10 +36,61 @@ def test_the_quick_benchmark_writes_a_row_for_every_path_size_and_number_of_late
     assert (tmp_path / "partial_allreduce.png").stat().st_size > 10_000
     for path in PATHS:
         assert path in printed
+    limits = [line.split() for line in printed.splitlines() if " memory_limit " in line]
+    assert all(float(line[3]) > 0 for line in limits)
+    assert printed.count("In a sentence: ") == 1
+    assert "than MPI       median beside that of MPI_Allreduce" in printed
+    assert "Do not quote it: --quick" in printed
     assert (
         run("partial_allreduce.py", "--out", tmp_path, "--show").splitlines()[:3]
         == printed.splitlines()[:3]
     )
+
+
+def test_without_results_to_show_it_says_how_to_get_some(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "partial_allreduce.py", "--show"]
+    done = subprocess.run(
+        [*command, "--out", tmp_path],
+        env={**os.environ, "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "run `make bench`" in done.stderr
+
+
+def save(fresh: Path, saved: Path, *names: str) -> subprocess.CompletedProcess[str]:
+    folders = ["--source", str(fresh), "--target", str(saved)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "save.py"), *folders, *names]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_results_are_copied_to_where_they_are_committed_in_a_step_of_its_own(tmp_path):
+    fresh, saved = tmp_path / "fresh", tmp_path / "saved"
+    assert "run make bench first" in save(fresh, saved).stderr
+    fresh.mkdir()
+    for name, command in (("nodes", "python nodes.py"), ("keras_step", "python k.py --quick")):
+        (fresh / f"{name}.json").write_text(json.dumps({"meta": {"command": command}}))
+    (fresh / "nodes.png").write_bytes(b"picture")
+    refused = save(fresh, saved)
+    assert refused.returncode == 1
+    assert "measured with --quick, which is not worth keeping: keras_step." in refused.stderr
+    assert not saved.exists()
+    done = save(fresh, saved, "nodes")
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in saved.iterdir()) == ["nodes.json", "nodes.png"]
+    assert "there is no" in save(fresh, saved, "nods").stderr
+
+
+def test_no_benchmark_writes_where_results_are_kept_unless_told_to():
+    for program in ("partial_allreduce", "nodes", "training_step", "keras_step", "control_traffic"):
+        code = f"import inspect, {program} as p; print(inspect.signature(p.main).parameters['out'])"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True
+        )
+        assert str(ROOT / "build" / "bench") in done.stdout
 
 
 def test_a_size_that_is_no_size_is_refused_with_an_example(tmp_path):
