@@ -4,6 +4,8 @@ Each text says what happened with its numbers (round, rank, how many of how many
 and what to do about it. Wrong arguments are plain ``ValueError`` and ``TypeError``.
 """
 
+from typing import TYPE_CHECKING
+
 __all__ = [
     "DeviceError",
     "Error",
@@ -17,6 +19,11 @@ __all__ = [
 
 class Error(RuntimeError):
     """Base of all errors below: what can go wrong although the arguments are right."""
+
+    if not TYPE_CHECKING:
+        # AutoGraph keeps the class of an error that comes while a step is traced only if it is made
+        # as an Exception is. RuntimeError's own __init__ does the same, but is another.
+        __init__ = Exception.__init__
 
 
 class RoundTimeout(Error):

@@ -227,6 +227,10 @@ class Exchange:
         self._runtime.went_through(self._call)
         return round_
 
+    def failed(self, error: errors.Error) -> BaseException:
+        """`error`, for the caller to raise: the other ranks' waits end with it too."""
+        return self._failed(error)
+
     def leave(self) -> None:
         """Nobody waits for this rank in this exchange any more."""
         self._core.leave()

@@ -14,11 +14,12 @@ import tensorflow as tf
 from hvd_backup import collectives, runtime
 from hvd_backup.collectives import check_root
 from hvd_backup.operations import Where, op_of
+from hvd_backup.process_sets import table_of
 from hvd_backup.tensorflow import host
 from hvd_backup.tensorflow.arguments import where_of
 from hvd_backup.tensorflow.compression import Compression
 from hvd_backup.tensorflow.ops import host_call
-from hvd_backup.wire import Average, Sum
+from hvd_backup.wire import Average, Reduction, Sum
 
 
 def allreduce(
@@ -87,12 +88,13 @@ def grouped_allreduce(
             )
     packed, contexts = [], []
     for i in dense:
-        small, ctx = compression.compress(_scaled(tensors[i], prescale_factor))
+        small, ctx = compression.compress(tensors[i])
         packed.append(small)
         contexts.append(ctx)
     if packed:
-        for i, ctx, result in zip(dense, contexts, _allreduce(packed, op, where), strict=True):
-            results[i] = _scaled(compression.decompress(result, ctx), postscale_factor)
+        how = Reduction(op, prescale_factor, postscale_factor)
+        for i, ctx, result in zip(dense, contexts, _allreduce(packed, how, where), strict=True):
+            results[i] = compression.decompress(result, ctx)
     return results
 
 
@@ -115,7 +117,7 @@ def allgather(
         own = lengths
 
         def gradient(upstream: Any) -> Any:
-            (mean,) = _allreduce([upstream], Average, where)
+            (mean,) = _allreduce([upstream], Reduction(), where)
             rank = where.process_set.rank()
             first = tf.reduce_sum(own[:rank])
             return mean[first : first + own[rank]]
@@ -154,7 +156,7 @@ def broadcast(
         result.set_shape(x.shape)
 
         def gradient(upstream: Any) -> Any:
-            (mean,) = _allreduce([upstream], Average, where)
+            (mean,) = _allreduce([upstream], Reduction(), where)
             return mean if runtime.rank() == root_rank else tf.zeros_like(mean)
 
         return result, gradient
@@ -213,23 +215,26 @@ def reducescatter(
     where = where_of(process_set)
     if op not in (Average, Sum):
         raise ValueError(f"reducescatter: op={op!r}: use Average or Sum")
-    small, ctx = compression.compress(_scaled(tf.convert_to_tensor(tensor), prescale_factor))
+    small, ctx = compression.compress(tf.convert_to_tensor(tensor))
+    how = Reduction(op, prescale_factor, postscale_factor)
 
     @tf.custom_gradient
     def scatter(x: Any) -> Any:
-        (result,) = host_call(lambda array: [host.reducescatter(array, op, where)], [x], [x.dtype])
+        (result,) = host_call(lambda array: [host.reducescatter(array, how, where)], [x], [x.dtype])
         result.set_shape((None, *x.shape[1:]))
 
         def gradient(upstream: Any) -> Any:
             rows, _ = host_call(
                 lambda array: host.allgather(array, where), [upstream], [upstream.dtype, tf.int64]
             )
-            factor = where.process_set.size() if op == Sum else 1
-            return tf.ensure_shape(rows * tf.cast(factor, rows.dtype), x.shape)
+            factor = prescale_factor * postscale_factor
+            if op == Sum:
+                factor *= len(table_of(where.process_set, "reducescatter").ranks)
+            return tf.ensure_shape(_times(rows, factor), x.shape)
 
         return result, gradient
 
-    return _scaled(compression.decompress(scatter(small), ctx), postscale_factor)
+    return compression.decompress(scatter(small), ctx)
 
 
 def grouped_reducescatter(
@@ -266,19 +271,19 @@ def join() -> int:
     return collectives.join()
 
 
-def _allreduce(tensors: list[Any], op: str, where: Where) -> list[Any]:
+def _allreduce(tensors: list[Any], how: Reduction, where: Where) -> list[Any]:
     @tf.custom_gradient
     def combine(*inputs: Any) -> Any:
         results = host_call(
-            lambda *arrays: host.allreduce(arrays, op, where), inputs, [x.dtype for x in inputs]
+            lambda *arrays: host.allreduce(arrays, how, where), inputs, [x.dtype for x in inputs]
         )
         for result, x in zip(results, inputs, strict=True):
             result.set_shape(x.shape)
 
         def gradient(*upstream: Any) -> Any:
-            if op not in (Average, Sum):
-                raise NotImplementedError(f"allreduce(op={op}) has no gradient; use Average or Sum")
-            return _allreduce(list(upstream), op, where)
+            if how.op not in (Average, Sum):
+                raise NotImplementedError(f"allreduce({how}) has no gradient; use Average or Sum")
+            return _allreduce(list(upstream), how, where)
 
         return results, gradient
 
@@ -299,9 +304,7 @@ def _allreduce_slices(
     return tf.IndexedSlices(values, indices, slices.dense_shape)
 
 
-def _scaled(tensor: Any, factor: float) -> Any:
-    if factor == 1.0:
-        return tensor
-    if tensor.dtype.is_floating or tensor.dtype.is_complex:
-        return tensor * tf.cast(np.float64(factor), tensor.dtype)
-    return tf.cast(tf.cast(tensor, tf.float64) * factor, tensor.dtype)
+def _times(tensor: Any, factor: float) -> Any:
+    """In float32 or wider, as everything that is reduced."""
+    wide = tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor
+    return tf.cast(wide * tf.cast(np.float64(factor), wide.dtype), tensor.dtype)

@@ -21,9 +21,9 @@ from hvd_backup.wire import Reduction, Typed
 Array = npt.NDArray[Any]
 
 
-def allreduce(arrays: Sequence[Array], op: str, where: Where = HERE) -> list[Array]:
+def allreduce(arrays: Sequence[Array], how: Reduction, where: Where = HERE) -> list[Array]:
     """Each array combined over all ranks; those of one dtype in one message."""
-    call = operations.allreduce([_typed(array) for array in arrays], Reduction(op), where)
+    call = operations.allreduce([_typed(array) for array in arrays], how, where)
     return _as(arrays, operations.complete(call))
 
 
@@ -39,9 +39,9 @@ def broadcast(arrays: Sequence[Array], root_rank: int, where: Where = HERE) -> l
     return _as(arrays, operations.complete(call))
 
 
-def reducescatter(array: Array, op: str, where: Where = HERE) -> Array:
+def reducescatter(array: Array, how: Reduction, where: Where = HERE) -> Array:
     """This rank's rows of the combination; the first ranks have one more if it does not divide."""
-    call = operations.reducescatter([_typed(array)], Reduction(op), where)
+    call = operations.reducescatter([_typed(array)], how, where)
     return _as([array], operations.complete(call))[0]
 
 

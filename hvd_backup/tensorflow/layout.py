@@ -20,9 +20,9 @@ _ALIGN = 64  # bytes; TensorFlow takes numpy memory without a copy if it is so a
 
 @dataclass(frozen=True)
 class Form:
-    """What one variable's gradient is like: dtype by name, shape, dense or IndexedSlices.
+    """How one variable's gradient travels: dtype by name, shape, dense or as a table.
 
-    A sparse one has the variable's shape; its rows are those of axis 0.
+    A table has the variable's shape; its rows, those of axis 0, are told besides.
     """
 
     dtype: str
@@ -37,28 +37,31 @@ class Form:
         return f"{'sparse ' if self.sparse else ''}{self.dtype}{list(self.shape)}"
 
 
-Forms = Sequence[Form | None]  # one per variable; None: it has no gradient
+Forms = Sequence[Form | None]  # one per variable; None: no gradient of it can travel
+Kind = bool | None  # of a gradient: sparse, dense or, with None, not there
 
 
-def agree(names: Sequence[str], everybody: Sequence[Forms]) -> list[Form | None]:
-    """The forms that all ranks exchange, from every rank's own; None where nobody has a gradient.
-
-    Raises Mismatch, on every rank alike, when the ranks' gradients differ in number or form.
-    """
-    counts = [len(forms) for forms in everybody]
-    if len(set(counts)) > 1:
-        told = ", ".join(f"rank {rank}: {count}" for rank, count in enumerate(counts))
-        raise errors.Mismatch(f"the ranks disagree on the number of variables: {told}")
-    agreed: list[Form | None] = []
+def agree(names: Sequence[str], everybody: Sequence[Forms]) -> None:
+    """Raises Mismatch, on every rank alike, when the ranks' gradients travel in other forms."""
     for i, of_variable in enumerate(zip(*everybody, strict=True)):
-        there = {rank: form for rank, form in enumerate(of_variable) if form is not None}
-        if len(set(there.values())) > 1:
-            told = ", ".join(f"rank {rank}: {form}" for rank, form in there.items())
+        if len(set(of_variable)) > 1:
+            told = ", ".join(
+                f"rank {rank}: {form or 'none'}" for rank, form in enumerate(of_variable)
+            )
             raise errors.Mismatch(
                 f"the ranks disagree on the gradient of variable {i}, {names[i]}: {told}"
             )
-        agreed.append(next(iter(there.values()), None))
-    return agreed
+
+
+def is_table(kinds: Sequence[Kind], shape: tuple[int, ...], by_rows: bool) -> bool:
+    """Whether a variable's gradients are exchanged with their rows told, and come back sparse.
+
+    From all ranks' first gradients of it. So if some are sparse and none is dense; and, with
+    `by_rows`, also if nobody has one as yet: if sparse ones come, their rows must be counted.
+    """
+    if any(kind is False for kind in kinds):
+        return False
+    return any(kinds) or (by_rows and len(shape) > 0)
 
 
 class Layout:
@@ -101,7 +104,7 @@ class Layout:
             counts[form.dtype] = -(-(offset + form.size) // per_line) * per_line
 
     def gradients(self, flats: Sequence[Bytes]) -> list[Array | None]:
-        """Views of the buffers, one per variable, with its shape; None where nobody has one."""
+        """Views of the buffers, one per variable, with its shape; None where none can travel."""
         views: list[Array | None] = [None] * len(self.forms)
         for i, offset in self._offsets.items():
             form = self._form(i)

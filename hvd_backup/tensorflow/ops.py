@@ -11,6 +11,9 @@ import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
+from hvd_backup import errors
+from hvd_backup.tensorflow.failures import of_both_kinds, tensorflow_errors
+
 Array = npt.NDArray[Any]
 
 # The last exceptions of host calls made by graphs; TensorFlow passes on only their text.
@@ -27,18 +30,19 @@ def host_call(
     """``function(*arrays)``, once per execution, in the order in which the program has such calls.
 
     `inputs` are tensors, `dtypes` the result's; the shapes of results are unknown in a graph.
-    Eagerly an exception is raised as it is. In a graph TensorFlow makes a ``tf.errors.OpError`` of
-    it, with its name and text; ``native_errors()`` gives it back.
+    Eagerly an exception is raised as ``tensorflow_errors`` has it. In a graph TensorFlow makes a
+    ``tf.errors.OpError`` of it, with its name and text; ``native_errors()`` gives it back.
 
     Raises NotImplementedError in a function that XLA is to compile.
     """
     if tf.executing_eagerly():
-        results = function(*(to_numpy(tensor) for tensor in inputs))
+        with tensorflow_errors():
+            results = function(*(to_numpy(tensor) for tensor in inputs))
         return [
             tf.convert_to_tensor(result, dtype)
             for result, dtype in zip(results, dtypes, strict=True)
         ]
-    refuse_xla()
+    refuse_what_cannot_exchange()
 
     def run(turn: Any, *arrays: Array) -> list[Any]:
         try:
@@ -65,8 +69,14 @@ def to_numpy(tensor: Any) -> Array:
     return array
 
 
-def refuse_xla() -> None:
-    """Raises NotImplementedError if what is traced is to be compiled by XLA."""
+def refuse_what_cannot_exchange() -> None:
+    """Raises NotImplementedError in a graph of TensorFlow 1, or in one that XLA is to compile."""
+    if not tf.compat.v1.executing_eagerly_outside_functions():
+        raise NotImplementedError(
+            "this is a graph of TensorFlow 1 (tf.Graph().as_default(), a Session, or after "
+            "tf.compat.v1.disable_eager_execution()), in which ranks cannot exchange anything "
+            "here; run it eagerly or in a tf.function"
+        )
     if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
         raise NotImplementedError(
             "XLA cannot compile an exchange between ranks: use model.compile(jit_compile=False), "
@@ -85,10 +95,10 @@ def native_errors() -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        original = _original(error)
+        original = None if isinstance(error, errors.Error) else _original(error)
         if original is None:
             raise
-        raise original from error
+        raise of_both_kinds(original) from error
 
 
 def _original(error: Any) -> BaseException | None:

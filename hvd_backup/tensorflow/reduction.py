@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from hvd_backup import errors
 from hvd_backup.group import Group
+from hvd_backup.tensorflow.collectives import grouped_allreduce
 from hvd_backup.tensorflow.compression import Compression
-from hvd_backup.tensorflow.layout import Array, Form
-from hvd_backup.tensorflow.ops import host_call, refuse_xla
+from hvd_backup.tensorflow.failures import tensorflow_errors
+from hvd_backup.tensorflow.identity import identities
+from hvd_backup.tensorflow.layout import Array, Form, Kind
+from hvd_backup.tensorflow.ops import host_call, refuse_what_cannot_exchange
 from hvd_backup.tensorflow.rounds import Gradient, GradientRounds, Options, Slices
 
+_SECOND = "a gradient of a distributed tape's gradient"
+_averaging: list[bool] = []  # not of one thread: graphs run in several
+_NO_GRADIENT = "No gradients provided for any variable, by none of the ranks."
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
-class Wrapping:
-    """How gradients are dressed for the exchange: Horovod's arguments that need no round."""
 
-    def __init__(
-        self, compression: Any, predivide: float, sparse_as_dense: bool, scale_local: bool = True
-    ) -> None:
-        self.compression = Compression.none if compression is None else compression
-        self.predivide = float(predivide)
-        self.sparse_as_dense = sparse_as_dense
-        self.scale_local = scale_local
+class Wrapping(NamedTuple):
+    """How gradients are dressed for the exchange: Horovod's arguments that need no round.
 
-    def dense(self, gradient: Any) -> tuple[Any, Any]:
-        if self.predivide != 1.0:
-            gradient /= tf.cast(self.predivide, gradient.dtype)
-        packed, ctx = self.compression.compress(gradient)
-        return packed, ctx
+    Its gradient_predivide_factor is not among them: sums are of float32 or wider, so that there is
+    nothing to divide before them.
+    """
 
-    def undress(self, result: Any, ctx: Any) -> Any:
-        result = self.compression.decompress(result, ctx)
-        if self.predivide != 1.0:
-            result *= tf.cast(self.predivide, result.dtype)
-        return result
+    compression: Any = Compression.none
+    sparse_as_dense: bool = False
+    scale_local: bool = True
+
+
+class Outcome(NamedTuple):
+    """What a round gave for a list of variables."""
+
+    gradients: list[Any]
+    """The mean (or sum) for each. Where no contributor had one: eagerly None, in a graph zeros."""
+    present: Any
+    """Whether some contributor had one, for each: eagerly a list of bool, in a graph a tensor."""
 
 
 class Reduction:
@@ -51,111 +57,284 @@ class Reduction:
         wrapping: Wrapping,
         group: Group,
     ) -> None:
-        self._names = [name_of(v) for v in variables]
-        self._shapes = [tuple(v.shape) for v in variables]
+        self._wrapping, self._options, self._group = wrapping, options, group
         self._dtypes = [tf.as_dtype(v.dtype) for v in variables]
-        self._wrapping = wrapping
-        self.rounds = GradientRounds(name, self._names, options, group)
+        who = identities(variables)
+        self._names = [identity.name for identity in who]
+        self._shapes = [self._known_shape(i, v.shape) for i, v in enumerate(variables)]
+        self._plain = [
+            Form(dtype.name, shape) if dtype.name in _FLOATS else None
+            for dtype, shape in zip(self._dtypes, self._shapes, strict=True)
+        ]
+        forms = [self._compressed(form) for form in self._plain]
+        self.rounds = GradientRounds(name, who, forms, options, group)
 
-    def exchange(self, gradients: Sequence[Any], weight: Callable[[], float]) -> list[Any]:
-        """The round's mean (or sum) for each variable; None where no rank has a gradient.
+    def exchange(
+        self,
+        gradients: Sequence[Any],
+        weight: Callable[[], float],
+        there: Any = None,
+        *,
+        of_a_tape: bool = False,
+        needed: bool = False,
+    ) -> Outcome:
+        """One round. `gradients` are tensors, IndexedSlices or None.
 
-        `gradients` are tensors, IndexedSlices or None. Blocks until the round is complete; the
-        first call, when a graph is traced, until all ranks have come.
+        In a graph `there` may be a bool tensor [number of gradients]: which of them there are in
+        this execution. Blocks until the round is complete; the first call, when a graph is traced,
+        until all ranks have come.
+
+        With `of_a_tape` the gradient of this is Horovod's, and in a graph a gradient that this rank
+        does not have is None, unless at first others had it. If one is `needed`, and no contributor
+        has any, all ranks raise ValueError.
         """
-        refuse_xla()
-        packed, contexts = self._pack(gradients)
-        self.rounds.prepare([self._form(i, g) for i, g in enumerate(packed)])
+        refuse_what_cannot_exchange()
+        if not self._names:
+            return self._nothing(needed)
+        with tensorflow_errors():
+            self.rounds.prepare([self._kind(g) for g in gradients], self._plain)
         if not self.rounds.is_prepared:
-            return list(gradients)
-        kinds = [None if g is None else isinstance(g, tf.IndexedSlices) for g in packed]
+            return self._nothing(needed)
+        packed, contexts = self._pack(gradients)
+        kinds = [self._kind(g) for g in packed]
+        inputs = _tensors(packed)
+        if there is not None:
+            inputs.append(there)
 
         def go(*arrays: Array) -> tuple[list[Gradient], Array]:
-            return self.rounds.contribute(_gradients(kinds, arrays), weight())
+            mine = _gradients(kinds, arrays)
+            if there is not None:
+                mine = [g if on else None for g, on in zip(mine, arrays[-1], strict=True)]
+            return self.rounds.contribute(mine, weight())
 
-        return self._call(go, _tensors(packed), contexts)
+        left_out: list[bool] = [False] * len(packed)
+        if of_a_tape and not tf.executing_eagerly():
+            differing = self.rounds.differing
+            left_out = [k is None and not differing[i] for i, k in enumerate(kinds)]
+        go_checked = self._checked(go, left_out, needed=needed)
+        if of_a_tape and inputs:
+            outputs = self._differentiable(go_checked, inputs, kinds)
+        else:
+            outputs = self._call(go_checked, inputs)
+        outcome = self._outcome(outputs, contexts)
+        for i, out in enumerate(left_out):
+            if out:
+                outcome.gradients[i] = None
+        return outcome
 
-    def skip(self) -> list[Any]:
+    def skip(self, *, needed: bool = False) -> Outcome:
         """The same without a gradient of this rank's. Raises Error before the first exchange."""
         if not self.rounds.is_prepared:
             raise errors.Error(
                 "skip() before the first step: where both are in one tf.function, write "
                 "`if optimizer.on_time(): … else: optimizer.skip()`, in this order"
             )
-        contexts: list[Any] = [None] * len(self._names)
-        return self._call(self.rounds.skip, [], contexts)
+        go = self._checked(self.rounds.skip, [], needed=needed)
+        return self._outcome(self._call(go, []), [None] * len(self._names))
 
-    def _pack(self, gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        packed: list[Any] = []
-        contexts: list[Any] = []
-        for i, gradient in enumerate(gradients):
-            if isinstance(gradient, tf.IndexedSlices) and self._wrapping.sparse_as_dense:
-                gradient = tf.convert_to_tensor(gradient)
-            ctx = None
-            if gradient is not None and not isinstance(gradient, tf.IndexedSlices):
-                gradient = tf.convert_to_tensor(gradient)
-                gradient.shape.assert_is_compatible_with(self._shapes[i])
-                gradient, ctx = self._wrapping.dense(tf.ensure_shape(gradient, self._shapes[i]))
-            packed.append(gradient)
-            contexts.append(ctx)
-        return packed, contexts
+    def _nothing(self, needed: bool) -> Outcome:
+        """No rank has a gradient of anything, as yet."""
+        if needed:
+            raise ValueError(_NO_GRADIENT)
+        there = [False] * len(self._names)
+        return Outcome(
+            [None] * len(there), there if tf.executing_eagerly() else tf.constant(there, tf.bool)
+        )
 
-    def _form(self, i: int, gradient: Any) -> Form | None:
+    # Before the round
+
+    def _known_shape(self, i: int, shape: Any) -> tuple[int, ...]:
+        shape = tf.TensorShape(shape)
+        if not shape.is_fully_defined():
+            raise TypeError(
+                f"{self._names[i]} has the shape {shape}; what gradients of it are exchanged needs "
+                "a shape that is known when the step is traced"
+            )
+        return tuple(shape)
+
+    def _compressed(self, form: Form | None) -> Form | None:
+        """What a dense gradient's form is when it travels."""
+        if form is None or self._wrapping.compression is Compression.none:
+            return form
+        with tf.init_scope():
+            packed, _ = self._wrapping.compression.compress(tf.zeros(form.shape, form.dtype))
+        return Form(packed.dtype.name, tuple(packed.shape))
+
+    def _kind(self, gradient: Any) -> Kind:
         if gradient is None:
             return None
-        if isinstance(gradient, tf.IndexedSlices):
-            return Form(gradient.values.dtype.name, self._shapes[i], sparse=True)
-        if not gradient.shape.is_fully_defined():
-            raise TypeError(
-                f"{self._names[i]}: its compressed gradient has the shape {gradient.shape}; "
-                "a compressor's tensors need shapes that are known when the step is traced"
-            )
-        return Form(gradient.dtype.name, tuple(gradient.shape))
+        return isinstance(gradient, tf.IndexedSlices) and not self._wrapping.sparse_as_dense
 
-    def _call(
+    def _pack(self, gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        pairs = [
+            (None, None) if gradient is None else self._packed(i, gradient)
+            for i, gradient in enumerate(gradients)
+        ]
+        return [packed for packed, _ in pairs], [context for _, context in pairs]
+
+    def _packed(self, i: int, gradient: Any) -> tuple[Any, Any]:
+        form, dtype = self.rounds.forms[i], self._dtypes[i]
+        if form is None:
+            raise TypeError(
+                f"{self._names[i]}: a gradient of {dtype.name} cannot be averaged; use one of "
+                f"{', '.join(_FLOATS)}"
+            )
+        if isinstance(gradient, tf.IndexedSlices) and form.sparse:
+            values = tf.cast(gradient.values, dtype)
+            return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape), None
+        if self._kind(gradient) and self._options.sparse_mean == "rows":
+            raise errors.Error(
+                f"{self._names[i]}: its gradient was dense in the first step and is IndexedSlices "
+                "now, whose rows sparse_mean='rows' cannot count; use sparse_mean='contributors' "
+                "or sparse_as_dense=True"
+            )
+        gradient = tf.convert_to_tensor(gradient)
+        gradient.shape.assert_is_compatible_with(self._shapes[i])
+        gradient = tf.cast(tf.ensure_shape(gradient, self._shapes[i]), dtype)
+        return (gradient, None) if form.sparse else self._wrapping.compression.compress(gradient)
+
+    # The round
+
+    def _checked(
         self,
         go: Callable[..., tuple[list[Gradient], Array]],
-        inputs: Sequence[Any],
-        contexts: list[Any],
+        left_out: Sequence[bool],
+        *,
+        needed: bool,
+    ) -> Callable[..., tuple[list[Gradient], Array]]:
+        """`go`, refusing what this graph has no tensor for, and a round without a gradient."""
+
+        def run(*arrays: Array) -> tuple[list[Gradient], Array]:
+            results, present = go(*arrays)
+            round_ = self.rounds.last_round
+            if needed and not present.any() and round_ is not None and round_.weight > 0:
+                raise ValueError(_NO_GRADIENT)
+            for i, out in enumerate(left_out):
+                if out and present[i]:
+                    raise self.rounds.failed(
+                        errors.Mismatch(
+                            f"{self._names[i]} has a gradient on another rank, but had none when "
+                            "this rank's tf.function was traced; use DistributedOptimizer, or "
+                            "gradient(..., unconnected_gradients=tf.UnconnectedGradients.ZERO)"
+                        )
+                    )
+            return results, present
+
+        return run
+
+    def _call(
+        self, go: Callable[..., tuple[list[Gradient], Array]], inputs: Sequence[Any]
     ) -> list[Any]:
-        forms = list(self.rounds.forms)
+        """The tensors of the round's results, and which of them are there."""
+        forms = self.rounds.forms
 
         def run(*arrays: Array) -> list[Array]:
             results, present = go(*arrays)
-            self._check_up_to_date(forms, present)
             return [*_arrays(forms, results), present]
 
         outputs = host_call(run, inputs, [*_dtypes(forms), tf.bool])
-        present = outputs.pop()
-        results = [self._result(i, form, outputs, contexts[i]) for i, form in enumerate(forms)]
-        if tf.executing_eagerly():  # as if nobody but the contributors were there
-            there = present.numpy()
-            results = [r if there[i] else None for i, r in enumerate(results)]
-        return results
+        for output, shape in zip(outputs, [*_shapes(forms), (len(forms),)], strict=True):
+            output.set_shape(shape)
+        return outputs
 
-    def _result(self, i: int, form: Form | None, outputs: list[Any], ctx: Any) -> Any:
-        """Takes from `outputs` what it needs."""
+    def _differentiable(
+        self,
+        go: Callable[..., tuple[list[Gradient], Array]],
+        inputs: Sequence[Any],
+        kinds: Sequence[Kind],
+    ) -> list[Any]:
+        """The same; its gradient is Horovod's: that of a mean over all ranks is their mean."""
+
+        @tf.custom_gradient
+        def call(*tensors: Any) -> Any:
+            def gradient(*upstream: Any) -> list[Any]:
+                back = self._backward(upstream)
+                return [g for g, kind in zip(back, kinds, strict=True) if kind is not None]
+
+            return self._call(go, tensors), gradient
+
+        return list(call(*inputs))
+
+    def _backward(self, upstream: Sequence[Any]) -> list[Any]:
+        """One per variable; None where none can travel."""
+        forms = self.rounds.forms
+        if self.rounds.backup_workers:
+            raise NotImplementedError(
+                f"{_SECOND} with backup_workers={self.rounds.backup_workers}: every rank would "
+                "wait for the late one; use backup_workers=0 for this tape"
+            )
+        if any(form is not None and form.sparse for form in forms):
+            raise NotImplementedError(f"{_SECOND} that is IndexedSlices: use sparse_as_dense=True")
+        where = [i for i, form in enumerate(forms) if form is not None]
+        given = [
+            tf.zeros(form.shape, form.dtype) if g is None else tf.convert_to_tensor(g)
+            for form, g in zip(filter(None, forms), upstream, strict=False)
+        ]
+        given = _only_for_distributed_tapes(given)
+        means = grouped_allreduce(given, op=self._options.op, process_set=self._group.process_set)
+        back: list[Any] = [None] * len(forms)
+        for i, mean in zip(where, means, strict=True):
+            back[i] = mean
+        return back
+
+    # After the round
+
+    def _outcome(self, outputs: list[Any], contexts: Sequence[Any]) -> Outcome:
+        *values, present = outputs
+        results = [
+            self._result(i, form, values, contexts[i]) for i, form in enumerate(self.rounds.forms)
+        ]
+        if not tf.executing_eagerly():
+            return Outcome(results, present)
+        there = present.numpy().tolist()
+        return Outcome([r if there[i] else None for i, r in enumerate(results)], there)
+
+    def _result(self, i: int, form: Form | None, values: list[Any], ctx: Any) -> Any:
+        """Takes from `values` what it needs."""
         if form is None:
             return None
-        value = outputs.pop(0)
+        value = values.pop(0)
         if form.sparse:
-            indices = outputs.pop(0)
-            value.set_shape((None, *form.shape[1:]))
-            indices.set_shape((None,))
-            return tf.IndexedSlices(value, indices, tf.constant(form.shape, tf.int64))
-        value.set_shape(form.shape)
+            return tf.IndexedSlices(value, values.pop(0), tf.constant(form.shape, tf.int64))
+        compression = self._wrapping.compression
+        if compression is Compression.none:
+            return value
         if ctx is None:  # this rank has no gradient for it
-            _, ctx = self._wrapping.dense(tf.zeros(self._shapes[i], self._dtypes[i]))
-        return self._wrapping.undress(value, ctx)
+            _, ctx = compression.compress(tf.zeros(self._shapes[i], self._dtypes[i]))
+        return tf.cast(compression.decompress(value, ctx), self._dtypes[i])
 
-    def _check_up_to_date(self, forms: list[Form | None], present: Array) -> None:
-        if forms != self.rounds.forms:
-            new = [i for i, form in enumerate(forms) if form is None and present[i]]
-            if new:
-                raise errors.Error(
-                    f"{self._names[new[0]]} has a gradient since this step was traced; trace the "
-                    "step again on every rank (make a new tf.function, or compile the model)"
-                )
+
+@contextlib.contextmanager
+def averaged_afterwards() -> Iterator[None]:
+    """Within it a distributed tape takes gradients, which are averaged over the ranks then."""
+    _averaging.append(True)
+    try:
+        yield
+    finally:
+        _averaging.pop()
+
+
+def _only_for_distributed_tapes(tensors: list[Any]) -> list[Any]:
+    """The same tensors; raises NotImplementedError, in a graph when it runs, for other tapes.
+
+    A graph's backward part may be made before anybody asks for a gradient.
+    """
+    if _averaging:
+        return tensors
+
+    def check(*arrays: Array) -> Sequence[Array]:
+        if not _averaging:
+            raise NotImplementedError(
+                f"{_SECOND}: each rank would have a part of it, and their mean is the gradient; "
+                "let the outer tape be a DistributedGradientTape, too"
+            )
+        return arrays
+
+    if tf.executing_eagerly():
+        check()
+        return tensors
+    checked = host_call(check, tensors, [tensor.dtype for tensor in tensors])
+    return [tf.ensure_shape(new, old.shape) for new, old in zip(checked, tensors, strict=True)]
 
 
 def _tensors(packed: Sequence[Any]) -> list[Any]:
@@ -201,18 +380,18 @@ def _dtypes(forms: Sequence[Form | None]) -> list[Any]:
     return dtypes
 
 
-def scaled_local(gradient: Any, size: int) -> Any:
-    """A local variable's gradient, as if it had been averaged with zeros, `size` in all."""
+def _shapes(forms: Sequence[Form | None]) -> list[tuple[int | None, ...]]:
+    shapes: list[tuple[int | None, ...]] = []
+    for form in forms:
+        if form is not None:
+            shapes += [(None, *form.shape[1:]), (None,)] if form.sparse else [form.shape]
+    return shapes
+
+
+def divided(gradient: Any, by: int) -> Any:
+    """A gradient, dense, sparse or None, divided by a number that every dtype holds."""
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(gradient.values / size, gradient.indices, gradient.dense_shape)
-    return gradient / tf.cast(np.float64(size), gradient.dtype)
-
-
-def name_of(variable: Any) -> str:
-    """A Keras variable's path, else the name, else what it is."""
-    for attribute in ("path", "name"):
-        if name := getattr(variable, attribute, None):
-            return str(name)
-    return f"tensor {tuple(variable.shape)}"
+        return tf.IndexedSlices(gradient.values / by, gradient.indices, gradient.dense_shape)
+    return gradient / tf.cast(np.float64(by), gradient.dtype)

@@ -13,7 +13,8 @@ from hvd_backup.arguments import check_op
 from hvd_backup.exchange import Exchange
 from hvd_backup.group import Group
 from hvd_backup.reports import Round, Stats
-from hvd_backup.tensorflow.layout import Form, Forms, Layout, agree
+from hvd_backup.tensorflow.identity import Identity, check_same
+from hvd_backup.tensorflow.layout import Form, Forms, Kind, Layout, agree, is_table
 
 Array = npt.NDArray[Any]
 
@@ -49,52 +50,81 @@ class Options(NamedTuple):
 
 
 class GradientRounds:
-    """The rounds of one list of variables. All ranks make the same calls in the same order."""
+    """The rounds of one list of variables. All ranks make the same calls in the same order.
 
-    def __init__(self, name: str, variables: Sequence[str], options: Options, group: Group) -> None:
-        self._name, self._variables, self._options = name, list(variables), options
-        self._group = group
+    `forms` are how the variables' gradients travel if they are dense; None for a variable that can
+    have none. The layout is made once, for all variables, so that it does not matter to it which
+    gradients a rank has in a step.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        variables: Sequence[Identity],
+        forms: Forms,
+        options: Options,
+        group: Group,
+    ) -> None:
+        self._variables, self._options, self._group = list(variables), options, group
+        self._names = [variable.name for variable in variables]
+        more = f" and {len(self._names) - 1} more" if len(self._names) > 1 else ""
+        self._name = f"{name}({self._names[0] if self._names else 'no variable'}{more})"
         self._exchange: Exchange | None = None
+        self._mine = list(forms)
         self._layout = Layout([])
+        self.differing: list[bool] = []
+        """For each variable: whether at first some ranks had a gradient and others had not."""
         self.stats = Stats()
         self.last_round: Round | None = None
 
     @property
     def forms(self) -> list[Form | None]:
-        """What is exchanged for each variable; empty before ``prepare()``."""
+        """How each variable's gradient travels; empty before ``prepare()``."""
         return self._layout.forms
 
     @property
     def is_prepared(self) -> bool:
         return self._exchange is not None
 
-    def prepare(self, forms: Forms) -> None:
-        """Make room for gradients of these forms, at the first call and when they need more.
+    @property
+    def backup_workers(self) -> int:
+        return self._ready().options.backup_workers
 
-        All ranks come here in the same step. Raises Mismatch when they disagree.
+    def prepare(self, kinds: Sequence[Kind], uncompressed: Forms) -> None:
+        """Make room, at the first call, in which all ranks come here.
+
+        `kinds` are those of this rank's gradients, `uncompressed` the forms of tables. Does nothing
+        as long as no rank has a gradient. Raises Mismatch when the ranks' variables differ.
         """
-        known = self.forms or [None] * len(forms)
-        if self._exchange is not None and all(
-            mine is None or mine == theirs for mine, theirs in zip(forms, known, strict=True)
-        ):
+        if self._exchange is not None:
             return
-        mine = [form or old for form, old in zip(forms, known, strict=True)]
-        theirs = collectives.allgather_object(mine, process_set=self._group.process_set)
-        agreed = agree(self._variables, theirs)
-        if not any(agreed):
-            return  # Keras says what is wrong with that, on every rank
-        layout = Layout(agreed)
-        inside = ", ".join("none" if form is None else str(form) for form in agreed)
+        mine = self._variables, self._mine, list(kinds)
+        everybody = collectives.allgather_object(mine, process_set=self._group.process_set)
+        check_same([variables for variables, _, _ in everybody])
+        agree(self._names, [forms for _, forms, _ in everybody])
+        if not any(kind is not None for *_, theirs in everybody for kind in theirs):
+            return
+        by_rows = self._options.sparse_mean == "rows"
+        forms: list[Form | None] = []
+        for i, of_variable in enumerate(zip(*(kinds for *_, kinds in everybody), strict=True)):
+            form, plain = self._mine[i], uncompressed[i]
+            if form and plain and is_table(of_variable, plain.shape, by_rows):
+                form = Form(plain.dtype, plain.shape, sparse=True)
+            forms.append(form)
+            self.differing.append(None in of_variable and any(k is not None for k in of_variable))
+        self._make_room(forms)
+
+    def _make_room(self, forms: Forms) -> None:
+        layout = Layout(forms)
         exchange = Exchange(
             layout.flats,
-            name=f"{self._name}({inside})",
-            signature=(agreed, self._options),
+            name=self._name,
+            signature=(list(forms), self._options),
             add=self._options.op == wire.Sum,
             world=self._group.world(),
             **self._options.of_exchange(),
         )
         exchange.stats = self.stats
-        self.close()
         self._layout, self._exchange = layout, exchange
         self._slots = layout.gradients(exchange.slots)
         self._slots_present = layout.present(exchange.slots)
@@ -133,6 +163,10 @@ class GradientRounds:
         if self._exchange is not None:
             self._exchange.close()
 
+    def failed(self, error: errors.Error) -> BaseException:
+        """`error`, to be raised; the other ranks hear of it, as no round can follow."""
+        return self._ready().failed(error)
+
     def _ready(self) -> Exchange:
         if self._exchange is None:
             raise errors.Error(f"{self._name}: no gradient was exchanged yet; apply one first")
@@ -148,19 +182,30 @@ class GradientRounds:
             slot[before] = 0
             touched[before] = 0
         if gradient is None:
-            slot[...] = 0
+            if touched is None:
+                slot[...] = 0
         elif isinstance(gradient, Slices):
             assert touched is not None
             self._check_rows(i, gradient.indices, len(slot))
             np.add.at(slot, gradient.indices, gradient.values)
             touched[gradient.indices] = 1
         else:
+            self._check_shape(i, gradient.shape, slot.shape)
             slot[...] = gradient
+            if touched is not None:
+                touched[:] = 1
+
+    def _check_shape(self, i: int, mine: tuple[int, ...], agreed: tuple[int, ...]) -> None:
+        if mine != agreed:  # numpy would repeat it
+            raise ValueError(
+                f"{self._names[i]}: its compressed gradient has the shape {list(mine)}, that of "
+                f"zeros {list(agreed)}; a compressor's tensors must have one shape"
+            )
 
     def _check_rows(self, i: int, indices: Array, rows: int) -> None:
         if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < rows:
             raise ValueError(
-                f"{self._variables[i]}: its sparse gradient has rows {indices.min()} to "
+                f"{self._names[i]}: its sparse gradient has rows {indices.min()} to "
                 f"{indices.max()}, but the variable has {rows}"
             )
 

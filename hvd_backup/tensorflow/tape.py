@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, MutableMapping
 from typing import Any
@@ -14,7 +15,13 @@ from hvd_backup.group import Group
 from hvd_backup.reports import Round
 from hvd_backup.tensorflow import arguments
 from hvd_backup.tensorflow.compression import Compression
-from hvd_backup.tensorflow.reduction import Reduction, Wrapping, name_of, scaled_local
+from hvd_backup.tensorflow.identity import key_of
+from hvd_backup.tensorflow.reduction import (
+    Reduction,
+    Wrapping,
+    averaged_afterwards,
+    divided,
+)
 from hvd_backup.tensorflow.rounds import Options
 from hvd_backup.wire import Average
 
@@ -22,6 +29,8 @@ from hvd_backup.wire import Average
 # the same tapes, so that they forget the same rounds: so many of each set are kept. What a graph
 # was traced with is kept as well: the graph goes on calling it.
 _KEPT = 16
+_TRACING = "func_graph_from_py_func"  # TensorFlow's, which calls what is traced
+_FRAMEWORKS = ("tensorflow.", "keras.")  # their lines differ between a first trace and the next
 _plans: MutableMapping[runtime.Runtime, OrderedDict[Any, Reduction]] = WeakKeyDictionary()
 
 
@@ -38,6 +47,7 @@ def DistributedGradientTape(  # noqa: N802 (Horovod's name)
     process_set: Any = None,
     scale_local_gradients: bool = True,
     *,
+    name: str | None = None,
     backup_workers: int | None = None,
     late: str = "drop",
     grace: float | None = None,
@@ -50,15 +60,21 @@ def DistributedGradientTape(  # noqa: N802 (Horovod's name)
     Every ``gradient()`` is one round of all ranks. A rank that was late gets the same gradients as
     the contributors. ``tape.last_round`` is its ``Round``, ``register_local_source(variable)``
     leaves a variable out. The arguments are ``DistributedOptimizer``'s.
+
+    A program makes a new tape for each step. Tapes go through the same rounds if their sources are
+    the same variables and their `name` is the same. With ``late="carry"``, and without a name, the
+    lines of the program that come to ``gradient()`` must be the same as well, so that the gradient
+    of one loss is not carried into that of another. Give tapes names of their own if one line takes
+    the gradients of several losses by the same variables.
+
+    ``gradient()`` raises Mismatch, on every rank, if the ranks' sources are not the same variables.
     """
     arguments.check(num_groups, groups, compression)
     group = Group(process_set)
     options = Options(backup_workers, late, grace, window, timeout, op, sparse_mean)
     options.check(group, gradient_predivide_factor)
-    wrapping = Wrapping(
-        compression, gradient_predivide_factor, sparse_as_dense, scale_local_gradients
-    )
-    return _Tape(gradtape, options, wrapping, group)
+    wrapping = Wrapping(compression or Compression.none, sparse_as_dense, scale_local_gradients)
+    return _Tape(gradtape, name, options, wrapping, group)
 
 
 def PartialDistributedGradientTape(  # noqa: N802 (Horovod's name)
@@ -110,8 +126,10 @@ def local_variables(local_layers: Any) -> list[Any]:
 class _Tape:
     """A tape with another ``gradient()``; all else is the tape's own."""
 
-    def __init__(self, tape: Any, options: Options, wrapping: Wrapping, group: Group) -> None:
-        self._tape, self._options, self._wrapping = tape, options, wrapping
+    def __init__(
+        self, tape: Any, name: str | None, options: Options, wrapping: Wrapping, group: Group
+    ) -> None:
+        self._tape, self._name, self._options, self._wrapping = tape, name, options, wrapping
         self._group = group
         self._local: list[Any] = []
         self._reduction: Reduction | None = None
@@ -145,7 +163,8 @@ class _Tape:
         **options: Any,
     ) -> Any:
         """Gradients of `target`, averaged over the round's contributors; `sources` as nested."""
-        mine = self._tape.gradient(target, sources, output_gradients, **options)
+        with averaged_afterwards():
+            mine = self._tape.gradient(target, sources, output_gradients, **options)
         flat_sources = tf.nest.flatten(sources)
         gradients = [None] * len(flat_sources)
         for i, gradient in enumerate(_flatten(mine)):
@@ -170,28 +189,46 @@ class _Tape:
         shared = [i for i, source in enumerate(sources) if not self._is_local(source)]
         reduction = self._plan([sources[i] for i in shared])
         self._reduction = reduction
-        results = reduction.exchange([gradients[i] for i in shared], lambda: 1.0)
+        mine = [gradients[i] for i in shared]
+        results = reduction.exchange(mine, lambda: 1.0, of_a_tape=True).gradients
         scale, size = self._wrapping.scale_local, self._group.size
-        together = [scaled_local(g, size) if scale else g for g in gradients]
+        together = [divided(g, size) if scale else g for g in gradients]
         for i, result in zip(shared, results, strict=True):
             together[i] = result
         return together
 
     def _plan(self, sources: list[Any]) -> Reduction:
-        """The rounds of tapes with these sources, options, wrapping and ranks."""
+        """The rounds of tapes with these sources, options, wrapping, ranks and name.
+
+        A late gradient is carried into the next round of the plan. It must be of the same loss, for
+        which the place in the program stands where there is no name.
+        """
         plans = _plans.setdefault(runtime.current(), OrderedDict())
-        forms = tuple((name_of(s), tuple(s.shape), str(s.dtype)) for s in sources)
         kind = (self._group.process_set.process_set_id, tf.inside_function())
-        key = (kind, forms, self._options, *vars(self._wrapping).values())
+        carries = self._options.late == "carry"
+        place = _place_in_program() if carries and self._name is None else ()
+        who = tuple(key_of(source) for source in sources)
+        key = (kind, self._name, place, who, self._options, self._wrapping)
         if key not in plans:
-            plans[key] = Reduction(
-                "DistributedGradientTape", sources, self._options, self._wrapping, self._group
-            )
+            name = self._name or "DistributedGradientTape"
+            plans[key] = Reduction(name, sources, self._options, self._wrapping, self._group)
         plans.move_to_end(key)
         alike = [other for other in plans if other[0] == kind]
         if len(alike) > _KEPT and not tf.inside_function():
             plans.pop(alike[0]).rounds.close()
         return plans[key]
+
+
+def _place_in_program() -> tuple[Any, ...]:
+    """Which calls the program is in, those of a traced function if one is being traced."""
+    place = []
+    frame: Any = sys._getframe(2)  # noqa: SLF001
+    tracing = tf.inside_function()
+    while frame is not None and not (tracing and frame.f_code.co_name == _TRACING):
+        if not (frame.f_globals.get("__name__") or "").startswith(_FRAMEWORKS):
+            place.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(place)
 
 
 def _flatten(gradients: Any) -> Iterable[Any]:

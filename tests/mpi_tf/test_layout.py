@@ -6,7 +6,7 @@ import tensorflow as tf
 from mpi_tf import models  # noqa: F401, sets TensorFlow up
 
 from hvd_backup import Mismatch
-from hvd_backup.tensorflow.layout import Form, Layout, Memory, agree
+from hvd_backup.tensorflow.layout import Form, Layout, Memory, agree, is_table
 
 pytestmark = pytest.mark.mpi
 
@@ -14,24 +14,21 @@ DENSE, SPARSE, SCALAR = Form("float32", (3, 5)), Form("float32", (4, 2), True), 
 NAMES = ["kernel", "table", "gain"]
 
 
-def test_what_some_rank_has_is_exchanged_and_what_nobody_has_is_not():
-    assert agree(NAMES, [[DENSE, None, None], [DENSE, SPARSE, None]]) == [DENSE, SPARSE, None]
-    assert agree(NAMES, [[None] * 3]) == [None] * 3
+def test_a_variable_is_a_table_if_at_first_its_gradients_were_sparse_and_none_was_dense():
+    assert is_table([True, None], (4, 2), by_rows=False)
+    assert not is_table([True, False], (4, 2), by_rows=False)
+    assert not is_table([None, None], (4, 2), by_rows=False)
+    assert is_table([None, None], (4, 2), by_rows=True)
+    assert not is_table([None, None], (), by_rows=True)
+    assert not is_table([False, None], (4, 2), by_rows=True)
 
 
-@pytest.mark.parametrize(
-    ("everybody", "words"),
-    [
-        ([[DENSE], [DENSE, None]], "number of variables: rank 0: 1, rank 1: 2"),
-        (
-            [[DENSE, SPARSE, None], [DENSE, Form("float32", (4, 2)), None]],
-            r"variable 1, table: rank 0: sparse float32\[4, 2\], rank 1: float32\[4, 2\]",
-        ),
-    ],
-)
-def test_ranks_with_other_gradients_are_told_which(everybody, words):
+def test_ranks_with_other_gradients_are_told_which():
+    words = r"variable 1, table: rank 0: float16\[4, 2\], rank 1: float32\[4, 2\], rank 2: none"
+    forms = [[DENSE, Form(dtype, (4, 2)), SCALAR] for dtype in ("float16", "float32")]
     with pytest.raises(Mismatch, match=words):
-        agree(NAMES, everybody)
+        agree(NAMES, [*forms, [DENSE, None, SCALAR]])
+    agree(NAMES, [forms[0], forms[0]])
 
 
 def test_views_do_not_overlap_are_aligned_and_have_their_shapes():

@@ -94,7 +94,7 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
     steps = Steps(
         name or f"Distributed{type(optimizer).__name__}",
         options,
-        Wrapping(compression, gradient_predivide_factor, sparse_as_dense, scale_local_gradients),
+        Wrapping(compression or Compression.none, sparse_as_dense, scale_local_gradients),
         group,
         passes=backward_passes_per_step,
         average_passes=average_aggregated_gradients,
@@ -136,11 +136,15 @@ class _Distributed:
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         optimizer: Any = self
         own = _own(self)
+        grads = list(grads)
+        if not optimizer.built:
+            if trainable_variables is None or not grads:
+                return own.apply(grads)  # raises, or does nothing
+            with keras.name_scope(optimizer.name, caller=optimizer):
+                optimizer.build(list(trainable_variables))
         if trainable_variables is None:
-            if not optimizer.built:
-                return own.apply(grads)  # raises
             trainable_variables = optimizer._trainable_variables  # noqa: SLF001
-        grads, variables = list(grads), list(trainable_variables)
+        variables = list(trainable_variables)
         if len(grads) != len(variables):
             raise ValueError(f"{len(grads)} gradients for {len(variables)} variables")
         return self._hvd_steps.apply(self, grads, variables, own.apply)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -11,16 +11,22 @@ import tensorflow as tf
 
 from hvd_backup.group import Group
 from hvd_backup.reports import Round, Stats
+from hvd_backup.tensorflow.identity import name_of
 from hvd_backup.tensorflow.keras.attempt import Attempt
+from hvd_backup.tensorflow.keras.presence import apply_present, variable_of
 from hvd_backup.tensorflow.ops import host_call
-from hvd_backup.tensorflow.reduction import Reduction, Wrapping, scaled_local
+from hvd_backup.tensorflow.reduction import Outcome, Reduction, Wrapping, divided
 from hvd_backup.tensorflow.rounds import Options
 
 Apply = Callable[[Sequence[Any], Sequence[Any]], Any]
 
 
 class Steps:
-    """What DistributedOptimizer adds to an optimizer; `passes` is backward_passes_per_step."""
+    """What DistributedOptimizer adds to an optimizer; `passes` is backward_passes_per_step.
+
+    By their places in the optimizer's own list of variables ranks tell one from another, whichever
+    of them a call of ``apply()`` has. What is missing there is missing in the round.
+    """
 
     def __init__(
         self,
@@ -36,10 +42,11 @@ class Steps:
         self._group = group
         self._steps_outside = 0  # of the process set, made eagerly
         self._passes, self._average_passes = passes, average_passes
-        # One per list of variables that apply() was called with: the steps of a GAN's halves, say.
-        self._reductions: dict[tuple[int, ...], tuple[Reduction, list[Any]]] = {}
+        # One for each choice of local variables; there is only one.
+        self._reductions: dict[tuple[int, ...], Reduction] = {}
         self._local: dict[int, Any] = {}
-        self._sums: dict[int, Any] = {}
+        self._sums: list[Any] = []
+        self._summed: Any = None
         self._passes_made: Any = None
         self._stats = Stats()
         self._last: Reduction | None = None
@@ -48,22 +55,24 @@ class Steps:
     def apply(
         self, optimizer: Any, gradients: list[Any], variables: list[Any], apply: Apply
     ) -> Any:
-        """One step of the optimizer's: `apply` what the round gives."""
-        if self._passes == 1:
-            return apply(self._exchange(optimizer, gradients, variables), variables)
-        return self._accumulate(optimizer, gradients, variables, apply)
+        """One step of the optimizer's, which is built: `apply` what the round gives."""
+        mine = _in_its_list(optimizer, gradients, variables)
+        if mine is None:
+            return apply(gradients, variables)  # Keras says which variable is not the optimizer's
+        if self._passes > 1:
+            return self._accumulate(optimizer, mine, apply)
+        return self._step(optimizer, mine, None, apply)
 
     def skip(self, optimizer: Any, apply: Apply) -> Any:
         """One step without a gradient of this rank's."""
         self._check_can_leave("skip()")
         if not self._group.included:
             return None  # a graph has it, and never comes to it: all steps are on time
-        if not self._reductions:
-            return self._new_reduction([]).skip()  # raises
-        ((reduction, variables),) = self._reductions.values()
-        results = reduction.skip()
+        reduction = self._reduction(optimizer)
+        outcome = reduction.skip(needed=not self._local)
         self._last = reduction
-        return apply(self._rescaled(optimizer, results), variables)
+        nothing = Mine([None] * len(_variables_of(optimizer)), set())
+        return self._apply(optimizer, nothing, outcome, apply)
 
     def on_time(self) -> Any:
         """Whether a gradient computed now can still count: a bool, in a graph a tensor."""
@@ -98,40 +107,90 @@ class Steps:
 
     def close(self) -> None:
         """Nobody waits for this rank any more."""
-        for reduction, _ in self._reductions.values():
+        for reduction in self._reductions.values():
             reduction.rounds.close()
 
     def register_local_var(self, var: Any) -> None:
         """Leave this variable's gradient out of the exchange."""
-        self._local[id(_variable(var))] = var
+        self._local[id(variable_of(var))] = var
 
     # The exchange
 
-    def _exchange(self, optimizer: Any, gradients: list[Any], variables: list[Any]) -> list[Any]:
+    def _step(self, optimizer: Any, mine: Mine, there: Any, apply: Apply) -> Any:
+        """One round, and what it gives applied; `there` as in ``Reduction.exchange``."""
         if not self._group.included:
-            self._steps_outside += 1
-            return gradients
-        shared = [i for i, v in enumerate(variables) if id(_variable(v)) not in self._local]
-        reduction = self._reduction([variables[i] for i in shared])
-        unscaled = self._unscaled(optimizer, [gradients[i] for i in shared])
-        results = reduction.exchange(unscaled, lambda: self._weight(reduction))
-        together = list(gradients)
-        if self._wrapping.scale_local:
-            together = [scaled_local(g, self._group.size) for g in together]
-        for i, result in zip(shared, self._rescaled(optimizer, results), strict=True):
-            together[i] = result
-        return together
+            return self._step_alone(optimizer, mine, there, apply)
+        reduction = self._reduction(optimizer)
+        unscaled = self._unscaled(optimizer, [mine.gradients[i] for i in self._shared(optimizer)])
+        outcome = reduction.exchange(
+            unscaled, lambda: self._weight(reduction), there, needed=not self._local
+        )
+        return self._apply(optimizer, mine, outcome, apply)
 
-    def _reduction(self, variables: list[Any]) -> Reduction:
-        key = tuple(id(_variable(v)) for v in variables)
+    def _step_alone(self, optimizer: Any, mine: Mine, there: Any, apply: Apply) -> Any:
+        """Of a rank outside of the process set."""
+        self._steps_outside += 1
+        variables = _variables_of(optimizer)
+        if there is not None:
+            return apply_present(optimizer, mine.gradients, variables, there, apply)
+        given = sorted(mine.given)
+        return apply([mine.gradients[i] for i in given], [variables[i] for i in given])
+
+    def _apply(self, optimizer: Any, mine: Mine, outcome: Outcome, apply: Apply) -> Any:
+        """What the round gave, and this rank's own gradients of local variables."""
+        results = iter(self._rescaled(optimizer, outcome.gradients))
+        shared = set(self._shared(optimizer))
+        gradients = [
+            next(results) if i in shared else self._of_this_rank(own)
+            for i, own in enumerate(mine.gradients)
+        ]
+        if tf.executing_eagerly():
+            return self._apply_now(optimizer, gradients, mine.given, apply)
+        present = iter(tf.unstack(outcome.present))
+        there = [next(present) if i in shared else True for i in range(len(gradients))]
+        some = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        return apply_present(
+            optimizer,
+            [gradients[i] for i in some],
+            [_variables_of(optimizer)[i] for i in some],
+            tf.stack([there[i] for i in some]),
+            apply,
+        )
+
+    def _apply_now(
+        self, optimizer: Any, gradients: Sequence[Any], given: set[int], apply: Apply
+    ) -> Any:
+        """Eagerly Keras leaves out what is None; it warns of what this rank has given so."""
+        if not any(gradient is not None for gradient in gradients):  # all contributors abstained
+            optimizer.iterations.assign_add(1)
+            return None
+        variables = _variables_of(optimizer)
+        some = [i for i, gradient in enumerate(gradients) if gradient is not None or i in given]
+        return apply([gradients[i] for i in some], [variables[i] for i in some])
+
+    def _of_this_rank(self, gradient: Any) -> Any:
+        """A local variable's gradient."""
+        return divided(gradient, self._group.size) if self._wrapping.scale_local else gradient
+
+    def _shared(self, optimizer: Any) -> list[int]:
+        """The places of the variables that are exchanged."""
+        variables = _variables_of(optimizer)
+        return [i for i, v in enumerate(variables) if id(variable_of(v)) not in self._local]
+
+    def _reduction(self, optimizer: Any) -> Reduction:
+        if not optimizer.built:
+            return self._new_reduction([])
+        shared = self._shared(optimizer)
+        key = tuple(shared)
         if key not in self._reductions:
-            reduction = self._new_reduction(variables)
-            reduction.rounds.stats = self._stats
-            self._reductions[key] = reduction, variables
-        return self._reductions[key][0]
+            variables = _variables_of(optimizer)
+            self._reductions[key] = self._new_reduction([variables[i] for i in shared])
+        return self._reductions[key]
 
     def _new_reduction(self, variables: list[Any]) -> Reduction:
-        return Reduction(self._name, variables, self._options, self._wrapping, self._group)
+        reduction = Reduction(self._name, variables, self._options, self._wrapping, self._group)
+        reduction.rounds.stats = self._stats
+        return reduction
 
     def _weight(self, reduction: Reduction) -> float:
         """Called when a gradient is about to be contributed."""
@@ -139,21 +198,14 @@ class Steps:
         return self.weight
 
     def _overtaken(self) -> bool:
-        if len(self._reductions) != 1:  # which one is next is not known
-            return False
-        ((reduction, _),) = self._reductions.values()
-        return reduction.rounds.overtaken()
+        latest = next(reversed(self._reductions.values()), None)
+        return latest is not None and latest.rounds.overtaken()
 
     def _check_can_leave(self, call: str) -> None:
         if self._passes > 1:
             raise NotImplementedError(
                 f"{call} with backward_passes_per_step={self._passes}: a step of several passes "
                 "cannot be left in this version"
-            )
-        if call == "skip()" and len(self._reductions) > 1:
-            raise RuntimeError(
-                f"skip(): this optimizer was applied to {len(self._reductions)} different lists of "
-                "variables; which one is next is not known"
             )
 
     # Loss scaling: a carried gradient may have been scaled by another factor than the next one.
@@ -176,28 +228,22 @@ class Steps:
 
     # Several backward passes per step
 
-    def _accumulate(
-        self, optimizer: Any, gradients: list[Any], variables: list[Any], apply: Apply
-    ) -> Any:
-        if not optimizer.built:
-            with keras.name_scope(optimizer.name):
-                optimizer.build(variables)
-        sums = [self._add(g, v) for g, v in zip(gradients, variables, strict=True)]
-        if self._passes_made is None:
-            with tf.init_scope():
-                self._passes_made = tf.Variable(0, trainable=False, name="hvd_backup_passes")
-        self._passes_made.assign_add(1)
+    def _accumulate(self, optimizer: Any, mine: Mine, apply: Apply) -> Any:
+        self._add(optimizer, mine.gradients)
 
         def last_pass() -> Any:
-            totals = [None if s is None else s.read_value() for s in sums]
+            sums = [total.read_value() for total in self._sums]
             if self._average_passes:
-                totals = [_times(t, 1.0 / self._passes) for t in totals]
-            results = self._exchange(optimizer, totals, variables)
-            for s in sums:
-                if s is not None:
-                    s.assign(tf.zeros_like(s))
-            self._passes_made.assign(0)
-            apply(results, variables)
+                sums = [divided(total, self._passes) for total in sums]
+            there = self._summed.read_value()
+            if tf.executing_eagerly():
+                had = there.numpy()
+                sums = [total if had[i] else None for i, total in enumerate(sums)]
+                there = None
+            given = set(range(len(sums)))
+            self._step(optimizer, Mine(sums, given), there, apply)
+            for total in [*self._sums, self._summed, self._passes_made]:
+                total.assign(tf.zeros_like(total))
             return tf.constant(0)
 
         def other_pass() -> Any:
@@ -208,34 +254,74 @@ class Steps:
         tf.cond(tf.equal(self._passes_made, self._passes), last_pass, other_pass)
         return None
 
-    def _add(self, gradient: Any, variable: Any) -> Any:
-        """Adds to the variable's sum and returns it; None while it never had a gradient."""
-        if isinstance(gradient, tf.IndexedSlices):
-            if not self._wrapping.sparse_as_dense:
+    def _add(self, optimizer: Any, gradients: Sequence[Any]) -> None:
+        """One pass more. Which variables had a gradient in any of the passes is kept as well."""
+        if self._passes_made is None:
+            with tf.init_scope():
+                self._sums = [
+                    tf.Variable(tf.zeros(tuple(v.shape), v.dtype), trainable=False)
+                    for v in _variables_of(optimizer)
+                ]
+                self._summed = tf.Variable(tf.zeros([len(gradients)], tf.bool), trainable=False)
+                self._passes_made = tf.Variable(0, trainable=False, name="hvd_backup_passes")
+        for total, gradient in zip(self._sums, gradients, strict=True):
+            if isinstance(gradient, tf.IndexedSlices) and not self._wrapping.sparse_as_dense:
                 raise ValueError(
                     "IndexedSlices are not supported when `backward_passes_per_step` > 1 and "
                     "`sparse_as_dense` is False."
                 )
-            gradient = tf.convert_to_tensor(gradient)
-        key = id(_variable(variable))
-        if gradient is not None:
-            if key not in self._sums:
-                with tf.init_scope():
-                    zeros = tf.zeros(tuple(variable.shape), gradient.dtype)
-                    self._sums[key] = tf.Variable(zeros, trainable=False)
-            self._sums[key].assign_add(gradient)
-        return self._sums.get(key)
+            if gradient is not None:
+                total.assign_add(tf.cast(tf.convert_to_tensor(gradient), total.dtype))
+        had = tf.constant([gradient is not None for gradient in gradients], tf.bool)
+        self._summed.assign(tf.logical_or(self._summed, had))
+        self._passes_made.assign_add(1)
+
+
+class Mine(NamedTuple):
+    """This rank's part in a step."""
+
+    gradients: list[Any]
+    """One per variable of the optimizer; None where there is none."""
+    given: set[int]
+    """The places of those that ``apply()`` was called with, as None or not."""
+
+
+def _variables_of(optimizer: Any) -> list[Any]:
+    variables: list[Any] = optimizer._trainable_variables  # noqa: SLF001
+    return variables
+
+
+def _in_its_list(optimizer: Any, gradients: list[Any], variables: list[Any]) -> Mine | None:
+    """The gradients in the order of the optimizer's list; None if a variable is not in there.
+
+    A variable that is in the list several times is taken in turn. Raises ValueError if it comes
+    more often than that.
+    """
+    own = _variables_of(optimizer)
+    free: dict[int, list[int]] = {}
+    for i, variable in enumerate(own):
+        free.setdefault(id(variable_of(variable)), []).append(i)
+    mine = Mine([None] * len(own), set())
+    for gradient, variable in zip(gradients, variables, strict=True):
+        places = free.get(id(variable_of(variable)))
+        if places is None:
+            return None
+        if not places:
+            raise ValueError(
+                f"apply() has {name_of(variable)} several times; add up its gradients, or build "
+                "the optimizer with a list that has it as often"
+            )
+        mine.given.add(i := places.pop(0))
+        mine.gradients[i] = gradient
+    return mine
 
 
 def _times(gradient: Any, factor: Any) -> Any:
+    """Of halves in float32: a loss scale of 2^16 is infinite in float16."""
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices):
-        values = gradient.values * tf.cast(factor, gradient.values.dtype)
+        values = _times(gradient.values, factor)
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return gradient * tf.cast(factor, gradient.dtype)
-
-
-def _variable(variable: Any) -> Any:
-    """TensorFlow's variable of a Keras one."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
+    wide = tf.cast(gradient, tf.float32) if gradient.dtype.size < 4 else gradient
+    return tf.cast(wide * tf.cast(factor, wide.dtype), gradient.dtype)
