@@ -104,7 +104,7 @@ def allreduce(channel: Channel, batch: Sequence[Typed], how: Reduction) -> list[
 
 def _allreduce(channel: Channel, part: Typed, how: Reduction) -> Array:
     flat = Typed(np.ascontiguousarray(part.array).reshape(-1), part.dtype)
-    work = _scaled(_widened(flat), how.before)
+    work = _prescaled(flat, how.before)
     result = np.empty_like(work)
     op = getattr(channel.mpi, _MPI_NAMES[how.op])
     for piece in _pieces(work.size, work.itemsize):
@@ -123,9 +123,9 @@ def reducescatter(channel: Channel, part: Typed, how: Reduction) -> Array:
     most = shares[0] * _row_bytes(source)
     received = _exchange_rows(channel, source, shares, [shares[rank]] * size, most)
     pieces = received.reshape(size, shares[rank], *source.shape[1:])
-    total = _scaled(_widened(Typed(pieces[0], part.dtype)), how.before).copy()
+    total = _prescaled(Typed(pieces[0], part.dtype), how.before).copy()
     for piece in pieces[1:]:
-        total += _scaled(_widened(Typed(piece, part.dtype)), how.before)
+        total += _prescaled(Typed(piece, part.dtype), how.before)
     return _finished(total, part.dtype, how, size)
 
 
@@ -286,6 +286,14 @@ def _narrowed(array: Array, dtype: str) -> Array:
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
     rounded[np.isnan(array.reshape(-1))] = 0x7FC0
     return rounded.astype(np.uint16).reshape(array.shape)
+
+
+def _prescaled(part: Typed, factor: float) -> Array:
+    """What is added up. Halves are scaled in float32 and rounded to halves again, as in Horovod."""
+    scaled = _scaled(_widened(part), factor)
+    if factor == 1.0 or part.dtype not in ("float16", "bfloat16"):
+        return scaled
+    return _widened(Typed(_narrowed(scaled, part.dtype), part.dtype))
 
 
 def _scaled(array: Array, factor: float) -> Array:
