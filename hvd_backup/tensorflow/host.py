@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hvd_backup import collectives, errors, operations
+from hvd_backup import operations
 from hvd_backup.operations import HERE, Where
-from hvd_backup.table import quote_groups
 from hvd_backup.wire import Reduction, Typed
 
 Array = npt.NDArray[Any]
@@ -56,16 +55,6 @@ def alltoall(
     call = operations.alltoall(_typed(array), splits.tolist(), where)
     rows, lengths = operations.complete(call)
     return _as([array], [rows])[0], np.array(lengths, np.int32)
-
-
-def mean_of_named(values: dict[str, float]) -> dict[str, float]:
-    """The mean over all ranks, by name. Raises Mismatch if the ranks' names differ."""
-    everybody = collectives.allgather_object(values)
-    names = sorted(values)
-    others = [sorted(theirs) for theirs in everybody]
-    if any(theirs != others[0] for theirs in others):
-        raise errors.Mismatch(f"the ranks disagree: {quote_groups(list(map(str, others)))}")
-    return {name: float(np.mean([theirs[name] for theirs in everybody])) for name in names}
 
 
 def _typed(array: Array) -> Typed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,16 +11,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvd_backup import runtime
-from hvd_backup.tensorflow import host
+from hvd_backup import collectives, runtime
 from hvd_backup.tensorflow.functions import broadcast_variables
-from hvd_backup.tensorflow.keras.fitting import leave_early, prepare_model
+from hvd_backup.tensorflow.keras.averages import average, leaves, put
+from hvd_backup.tensorflow.keras.fitting import leave_early, optimizers_of, prepare_model
+from hvd_backup.tensorflow.keras.identity import Local, Sent, tensor_of
+from hvd_backup.tensorflow.keras.optimizer import steps_of
+from hvd_backup.tensorflow.keras.seen import Epoch, Pass
 
 log = logging.getLogger("hvd_backup")
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     """Gives every rank `root_rank`'s weights and optimizer state, once, before the first batch.
+
+    What exists only after the first batch is sent then. The optimizers are that of ``compile`` and
+    those which the model or a layer of it has as attributes (a GAN's). A callback that is used
+    again sends what is new: the state of another optimizer, say, or another model.
 
     Each rank keeps random seeds of its own (dropout masks differ between ranks), and
     `local_variables`. `device` changes nothing. Besides, ``fit`` raises this package's errors as
@@ -30,7 +38,9 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         super().__init__()
         self.root_rank = root_rank
         self.broadcast_done = False
-        self._local: set[int] = set()
+        self._sent = Sent()
+        self._local = Local()
+        self._is_first_batch = True
         if local_variables is None:
             local_variables = []
         elif isinstance(local_variables, tf.Variable | keras.Variable):
@@ -42,47 +52,105 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     def register_local_var(self, var: Any) -> None:
         """Leave this variable to each rank."""
-        self._local.add(id(var))
+        self._local.add(var)
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
         prepare_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if self.model.built:  # else after the first batch, which builds it
-            self._broadcast()
+        optimizer = self.model.optimizer
+        if self.model.built and optimizer is not None and not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        self._broadcast()
+        self._is_first_batch = True
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._broadcast()
+        if self._is_first_batch:
+            self._is_first_batch = False
+            self._broadcast()
 
     def _broadcast(self) -> None:
-        if self.broadcast_done:
-            return
-        optimizer = self.model.optimizer
-        if not optimizer.built:
-            optimizer.build(self.model.trainable_variables)
-        variables = [*self.model.weights, *optimizer.variables]
-        broadcast_variables([v for v in variables if id(v) not in self._local], self.root_rank)
-        self.broadcast_done = True
+        states = [v for optimizer in optimizers_of(self.model) for v in optimizer.variables]
+        variables = {id(tensor_of(v)): v for v in [*self.model.weights, *states]}
+        new = [v for v in variables.values() if v not in self._sent and v not in self._local]
+        if new:
+            broadcast_variables(new, self.root_rank)
+            self.broadcast_done = True
+        for variable in new:
+            self._sent.add(variable)
 
 
 class MetricAverageCallback(keras.callbacks.Callback):
     """Averages an epoch's metrics over all ranks, for the callbacks that come after it.
 
-    ``fit`` raises Mismatch, on every rank, if the ranks have different metrics. `device` changes
-    nothing.
+    It puts the same values into every rank's logs. A metric that is a mean (a loss, an accuracy)
+    is weighted by the number of samples that it saw on each rank; any other by the number of
+    samples, or else batches, of the rank's epoch. A rank that saw none counts nothing, and one
+    that lacks a value gets it. Vectors and other arrays are averaged element by element. What is
+    not made of numbers, or has another shape elsewhere, stays as it is, with one warning. `device`
+    changes nothing.
+
+    Every rank waits for every other here, once an epoch.
     """
 
     def __init__(self, device: str = "") -> None:
         super().__init__()
+        self._epoch = Epoch()
+        self._first_step = 0
+        self._warned = False
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
         prepare_model(model)
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = Epoch(self._skipped())
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._first_step = batch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._epoch.training.add(batch - self._first_step + 1)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._end_training()  # Keras uses the same metrics for validation
+        self._epoch.validation = Pass()
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._first_step = batch
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._epoch.validation is not None:
+            self._epoch.validation.add(batch - self._first_step + 1)
+
+    def on_test_end(self, logs: Any = None) -> None:
+        if self._epoch.validation is not None:
+            self._epoch.validation.complete(self.model)
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if logs:
-            logs.update(host.mean_of_named({name: float(value) for name, value in logs.items()}))
+        self._end_training()
+        logs = {} if logs is None else logs
+        mine = {path: self._epoch.part(path, value) for path, value in leaves(logs)}
+        averages = average(collectives.allgather_object(mine))  # also of a rank without logs
+        for path, mean in averages.means.items():
+            put(logs, path, mean)
+        told = [".".join(path) for path, r in averages.refused.items() if r == runtime.rank()]
+        if told and not self._warned:
+            self._warned = True
+            log.warning(
+                "MetricAverageCallback leaves %s to each rank: not made of numbers, or not of one "
+                "shape on all ranks",
+                ", ".join(told),
+            )
+
+    def _end_training(self) -> None:
+        skipped = self._skipped() - self._epoch.skipped_before
+        self._epoch.training.complete(self.model, skipped)
+
+    def _skipped(self) -> int:
+        steps = steps_of(getattr(self.model, "optimizer", None))
+        return 0 if steps is None else steps.stats().skipped
 
 
 class LearningRateScheduleCallback(keras.callbacks.Callback):
@@ -112,14 +180,21 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
         self.staircase = staircase
         self.momentum_correction = momentum_correction
         self.steps_per_epoch = steps_per_epoch
+        self._detects_steps = not steps_per_epoch
         self.current_epoch = 0
-        if callable(multiplier):
-            self.multiplier = multiplier
-        else:
-            self.multiplier = lambda epoch: multiplier ** (epoch - start_epoch)
+        # No function made here: the callback is to be copied and pickled.
+        if not callable(multiplier):
+            multiplier = functools.partial(_power, multiplier, start_epoch)
+        self.multiplier: Callable[[float], float] = multiplier
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if not self.staircase and not self.steps_per_epoch:
+        if self.model.optimizer is None:
+            raise ValueError(
+                f"{type(self).__name__} sets the learning rate of the optimizer that compile() was "
+                "given, and this model was given none; optimizers of its own can have a schedule "
+                "each (keras.optimizers.schedules)"
+            )
+        if not self.staircase and self._detects_steps:
             self.steps_per_epoch = (self.params or {}).get("steps")
             if not self.steps_per_epoch:
                 raise ValueError(
@@ -157,6 +232,10 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
                 velocity.assign(velocity * (new / old))
 
 
+def _power(base: float, start_epoch: int, epoch: float) -> float:
+    return float(base ** (epoch - start_epoch))
+
+
 def _velocities(optimizer: Any) -> Iterable[Any]:
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if not getattr(optimizer, "momentum", 0) or not optimizer.built:
@@ -179,21 +258,22 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
         steps_per_epoch: int | None = None,
         verbose: int = 0,
     ) -> None:
-        def multiplier(epoch: float) -> float:
-            assert self.steps_per_epoch is not None
-            size = runtime.size()
-            done = epoch + 1.0 / self.steps_per_epoch  # round numbers at the ends of epochs
-            return 1.0 / size * (done * (size - 1) / warmup_epochs + 1)
-
         super().__init__(
             initial_lr,
-            multiplier,
+            self._warmed_up,
             end_epoch=warmup_epochs,
             staircase=False,
             momentum_correction=momentum_correction,
             steps_per_epoch=steps_per_epoch,
         )
+        self.warmup_epochs = warmup_epochs
         self.verbose = verbose
+
+    def _warmed_up(self, epoch: float) -> float:
+        assert self.steps_per_epoch is not None
+        size = runtime.size()
+        done = epoch + 1.0 / self.steps_per_epoch  # round numbers at the ends of epochs
+        return 1.0 / size * (done * (size - 1) / self.warmup_epochs + 1)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)

@@ -14,28 +14,70 @@ from hvd_backup.tensorflow.ops import native_errors
 log = logging.getLogger("hvd_backup")
 
 
-def prepare_model(model: Any) -> None:
-    """Let ``fit`` raise this package's errors as what they are, and switch off automatic XLA."""
-    if getattr(model, "_hvd_prepared", False):
-        return
-    # Where there is a GPU, jit_compile="auto" means True; an explicit True cannot be told from it.
-    if model.jit_compile and model._resolve_auto_jit_compile():  # noqa: SLF001
-        log.warning(
-            "%s: jit_compile is switched off, as XLA cannot compile an exchange between ranks; "
-            "compile(jit_compile=False) says the same without this warning",
-            model.name,
-        )
+class _Fitting:
+    """What callbacks of ours ask of a model's next ``fit``, and what its step was made for.
+
+    Every ``fit`` makes its callbacks known to the model before it asks for the train function, and
+    ``compile`` may change everything in between: so what holds is decided there, each time.
+    """
+
+    def __init__(self) -> None:
+        self.has_callbacks = False
+        self.is_to_leave = False
+        self.leaves = False
+        """Whether the train function skips batches that can no longer count."""
+        self._warned = False
+
+    def take(self, model: Any) -> None:
+        """Settle what the train function is to be, and forget what was asked."""
+        has_callbacks, self.has_callbacks = self.has_callbacks, False
+        leaves, self.is_to_leave = self.is_to_leave, False
+        if has_callbacks or steps_of(model.optimizer) is not None:
+            self._switch_off_xla(model)
+        if leaves != self.leaves:
+            self.leaves = leaves
+            model.train_function = None  # made of the step that it was
+
+    def _switch_off_xla(self, model: Any) -> None:
+        # Where there is a GPU, jit_compile="auto" means True; an explicit True cannot be told from
+        # it.
+        if not (model.jit_compile and model._resolve_auto_jit_compile()):  # noqa: SLF001
+            return
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: jit_compile is switched off, as XLA cannot compile an exchange between ranks; "
+                "compile(jit_compile=False) says the same without this warning",
+                model.name,
+            )
         model.jit_compile = False
         model.train_function = None
+
+
+def prepare_model(model: Any) -> None:
+    """Let ``fit`` raise this package's errors as what they are, and switch off automatic XLA."""
+    fitting = _fitting(model)
+    fitting.has_callbacks = True
     make = model.make_train_function
+    if getattr(make, "_hvd_made", False):
+        return
 
     def make_train_function(force: bool = False) -> Any:
+        fitting.take(model)
         make(force)
         model.train_function = _with_native_errors(model.train_function)
         return model.train_function
 
+    make_train_function._hvd_made = True  # type: ignore[attr-defined]  # noqa: SLF001
     object.__setattr__(model, "make_train_function", make_train_function)
-    object.__setattr__(model, "_hvd_prepared", True)
+
+
+def _fitting(model: Any) -> _Fitting:
+    fitting: _Fitting | None = vars(model).get("_hvd_fitting")
+    if fitting is None:
+        fitting = _Fitting()
+        object.__setattr__(model, "_hvd_fitting", fitting)
+    return fitting
 
 
 def _with_native_errors(function: Any) -> Any:
@@ -51,15 +93,17 @@ def _with_native_errors(function: Any) -> Any:
 
 
 def leave_early(model: Any) -> None:
-    """Let the model's ``train_step`` skip what can no longer count.
+    """Let the next ``fit`` skip what can no longer count.
 
-    Raises ValueError if its optimizer is not distributed.
+    Raises ValueError if the model's optimizer is not distributed.
     """
     if steps_of(model.optimizer) is None:
         raise ValueError(
             "AttemptCallback needs compile(optimizer=hvd.DistributedOptimizer(…)); "
             f"this model has {model.optimizer!r}"
         )
+    fitting = _fitting(model)
+    fitting.is_to_leave = True
     compute = model.train_step
     if getattr(compute, "_hvd_leaves", False):
         return
@@ -69,6 +113,8 @@ def leave_early(model: Any) -> None:
         return model.get_metrics_result()
 
     def train_step(data: Any) -> Any:
+        if not fitting.leaves or steps_of(model.optimizer) is None:
+            return compute(data)
         on_time = model.optimizer.on_time()
         if isinstance(on_time, bool):
             return compute(data) if on_time else skip()
@@ -76,7 +122,25 @@ def leave_early(model: Any) -> None:
 
     train_step._hvd_leaves = True  # type: ignore[attr-defined]  # noqa: SLF001
     object.__setattr__(model, "train_step", train_step)
-    model.train_function = None  # made of the step that it was
+    model.train_function = None
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """Those of ``compile``, and those that the model or a part of it has as attributes."""
+    found: dict[int, Any] = {}
+
+    def look(value: Any) -> None:
+        if isinstance(value, keras.optimizers.Optimizer):
+            found.setdefault(id(value), value)
+        elif isinstance(value, dict):
+            look(list(value.values()))
+        elif isinstance(value, list | tuple):
+            for item in value:
+                look(item)
+
+    for part in model._flatten_layers():  # noqa: SLF001
+        look(vars(part))
+    return list(found.values())
 
 
 def load_model(
