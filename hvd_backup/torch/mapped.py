@@ -13,8 +13,8 @@ from hvd_backup import _core
 from hvd_backup.exchange import Exchange
 from hvd_backup.mapped_memory import Wish
 from hvd_backup.torch.device import number_of, stream_of
-from hvd_backup.torch.forms import Form
 from hvd_backup.torch.layout import GradientLayout
+from hvd_backup.torch.means import Means
 from hvd_backup.torch.packed import Packed
 
 
@@ -23,12 +23,11 @@ class Mapped(Packed):
 
     def __init__(
         self,
-        params: Sequence[torch.Tensor],
-        forms: Sequence[Form],
+        means: Means,
         layout: GradientLayout,
         exchange: Exchange,
     ) -> None:
-        super().__init__(params, forms, layout, exchange, range(len(params)))
+        super().__init__(means, layout, exchange, range(len(means.params)))
         assert exchange.mapped is not None
         self._staging = _core.MappedStaging(exchange.mapped, self._runs)
 

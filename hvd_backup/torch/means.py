@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.weak import TensorWeakRef
 
 from hvd_backup.torch.forms import Form
 
+Given = Callable[[torch.Tensor], torch.Tensor | None]
+
 
 class Means:
     """The tensors that the mean is written to, one per parameter.
 
-    A new one each time, as after ``zero_grad()`` in torch. But a tensor that was left as ``p.grad``
-    and still is, since nobody set it to None, is written to again: torch adds to that one in place,
-    too, and optimizers that keep it must go on seeing this parameter's gradient.
+    A new one each time, as after ``zero_grad()`` in torch. There is one exception: a tensor that
+    was ``p.grad`` before the backward pass, and still is. Torch adds to it in place, too, and who
+    keeps it (an optimizer's state, a flat buffer that all gradients are views of) must go on seeing
+    this parameter's gradient. It is one that was left here and not set to None, or one that was
+    `given`: see ``Passes.given``.
     """
 
-    def __init__(self, params: Sequence[torch.Tensor], forms: Sequence[Form]) -> None:
-        self._params, self._forms = params, forms
+    def __init__(
+        self, params: Sequence[torch.Tensor], forms: Sequence[Form], given: Given = lambda _: None
+    ) -> None:
+        self.params, self.forms = params, forms
+        self._given = given
         self._left: dict[int, TensorWeakRef] = {}
 
     def tensor(self, i: int) -> torch.Tensor:
         """Parameter i's, with whatever numbers; the parameter's grad may be None after it."""
-        param, form = self._params[i], self._forms[i]
+        param, form = self.params[i], self.forms[i]
         grad = param.grad
-        left = self._left.get(i)
-        if (
-            grad is not None
-            and left is not None
-            and left() is grad
-            and not grad.requires_grad
-            and fits(grad, param, form)
-        ):
+        if grad is not None and self._lasts(i, param, grad) and _alike(grad, param, form):
             return grad
         # First give up the old one: if nobody keeps it, the allocator gives its memory again.
         param.grad = grad = None
         made = empty(param, form)
         self._left[i] = TensorWeakRef(made)
         return made
+
+    def write(self, i: int, mean: torch.Tensor) -> torch.Tensor:
+        """The gradient that has the numbers of `mean`, a tensor of nobody else's."""
+        grad = self.params[i].grad
+        return mean if grad is None or grad is mean else grad.copy_(mean)
+
+    def _lasts(self, i: int, param: torch.Tensor, grad: torch.Tensor) -> bool:
+        left = self._left.get(i)
+        return (left is not None and left() is grad) or self._given(param) is grad
+
+
+def _alike(grad: torch.Tensor, param: torch.Tensor, form: Form) -> bool:
+    """Whether a mean can be written to it."""
+    return (
+        grad.layout == torch.strided
+        and grad.dtype == form.slot.dtype
+        and grad.device == param.device
+        and grad.size() == form.slot.size()
+        and not grad.requires_grad
+    )
 
 
 def fits(tensor: torch.Tensor, param: torch.Tensor, form: Form) -> bool:

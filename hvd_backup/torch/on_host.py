@@ -27,8 +27,7 @@ class OnHost:
 
     def __init__(
         self,
-        params: Sequence[torch.Tensor],
-        forms: Sequence[Form],
+        means: Means,
         layout: GradientLayout,
         exchange: Exchange,
         indices: Sequence[int],
@@ -38,13 +37,13 @@ class OnHost:
         rows = layout.marks(exchange.slots).rows
         # What a late gradient is added to has more rows than this rank knows of.
         folds = exchange.options.late == "carry"
-        self._params = params
+        self._params, forms = means.params, means.forms
         self._forms = forms
         self._layout = layout
         self._exchange = exchange
         self._carriers = {i: Carrier(forms[i], rows[i], folds, view) for i in indices}
         self._view = view
-        self._means = Means(params, forms)
+        self._means = means
         self._views: dict[int, tuple[list[torch.Tensor], Marks]] = {}
 
     def early(self, i: int) -> None:

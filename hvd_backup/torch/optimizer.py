@@ -137,6 +137,7 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
     extended: dict[str, Any] = vars(optimizer)
     extended.update({name: getattr(rounds, name) for name in _METHODS})
     extended.update(last_round=None, weight=1.0)
+    extended["synchronize"] = torch.compiler.disable(rounds.synchronize)  # type: ignore[no-untyped-call]
     extended["_parameter_names"] = parameter_names(optimizer, pairs)  # Horovod's name
     return cast("DistributedOptimizerType", optimizer)
 

@@ -13,7 +13,6 @@ import torch
 
 from hvd_backup.exchange import Exchange
 from hvd_backup.torch.device import addresses, refuse_capture, runs_of, use_on_current_stream
-from hvd_backup.torch.forms import Form
 from hvd_backup.torch.layout import GradientLayout, Marks
 from hvd_backup.torch.means import Means, empty, fits
 
@@ -32,20 +31,18 @@ class Packed(ABC):
 
     def __init__(
         self,
-        params: Sequence[torch.Tensor],
-        forms: Sequence[Form],
+        means: Means,
         layout: GradientLayout,
         exchange: Exchange,
         indices: Sequence[int],
     ) -> None:
-        self._params = params
-        self._forms = forms
+        self._params, self._forms = means.params, means.forms
         self._layout = layout
         self._exchange = exchange
-        self._device = params[indices[0]].device
+        self._device = self._params[indices[0]].device
         self._rows = layout.marks(exchange.slots).rows
         self._folds = exchange.options.late == "carry"
-        self._means = Means(params, forms)
+        self._means = means
         self._marked: set[int] = set()  # whose rows' marks are not all zero
         self._runs, self._order = runs_of(layout, indices, exchange)
 
@@ -130,11 +127,13 @@ class Packed(ABC):
         if not (form.as_it_is and dense):
             return empty(param, form)
         target = self._means.tensor(i)
+        if not fits(target, param, form):  # somebody's own, with strides of its own
+            return empty(param, form)
         use_on_current_stream(target)
         return target
 
     def _gradient(self, i: int, target: torch.Tensor, dense: bool, marks: Marks) -> torch.Tensor:
         param, form = self._params[i], self._forms[i]
         if dense:
-            return target if form.as_it_is else form.dense(target, param)
+            return self._means.write(i, target) if form.as_it_is else form.dense(target, param)
         return form.sparse(target, marks.rows[i], param)

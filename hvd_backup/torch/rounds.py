@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -21,7 +19,7 @@ from hvd_backup.torch import owners
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.device import check_devices
 from hvd_backup.torch.forms import Ways
-from hvd_backup.torch.passes import Passes
+from hvd_backup.torch.passes import Passes, Watched
 from hvd_backup.torch.scaling import all_finite, ignore_the_scalers_warning
 from hvd_backup.torch.staging import Staging, wished
 from hvd_backup.torch.stepping import Stepping, inside
@@ -51,7 +49,7 @@ class Rounds:
         self._group = group
         self._add, self._on_nonfinite, self._view = add, on_nonfinite, view
         self.backup_workers = backup_workers
-        params = self._trainable()
+        params = self._exchanged()
         check_devices(params, self._name)
         ways.plan(params, [self._name(p) for p in params])  # raises what is wrong with them
         self._check_every_rank_is_needed(params)
@@ -73,7 +71,6 @@ class Rounds:
         if hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):  # else it made no hooks
             self._handles.append(optimizer.register_load_state_dict_post_hook(self._start_anew))
         ignore_the_scalers_warning()
-        vars(optimizer)["__deepcopy__"] = self._deepcopy
         self._take(params)
 
     # What the user sees
@@ -109,7 +106,8 @@ class Rounds:
     def set_backward_passes_per_step(self, passes: int) -> None:
         """From now on so many backward passes add to a gradient before ``step()``."""
         arguments.check_passes(passes)
-        self._passes = Passes(passes)
+        self._passes.clear()
+        self._passes.most = passes
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """The optimizer's own, which must not come between ``backward()`` and ``step()``."""
@@ -130,10 +128,8 @@ class Rounds:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        attributes = vars(self._optimizer)
-        for name in ("zero_grad", "__deepcopy__"):
-            if getattr(attributes.get(name), "__self__", None) is self:
-                del attributes[name]
+        if vars(self._optimizer).get("zero_grad") == self.zero_grad:
+            del self._optimizer.zero_grad
         self._closed, self._retired = True, ""
         self._leave()
 
@@ -147,7 +143,8 @@ class Rounds:
             return
         self._retired = (
             "a DistributedOptimizer made later has taken over parameters of this one; step that "
-            "one, or call close() on this one to step it without the other ranks"
+            "one. If both are to train in turn, give them no parameters in common, or make them "
+            "one optimizer with parameter groups. (close() makes this one a local optimizer)"
         )
         for handle in self._handles:
             if isinstance(handle, Stepping):
@@ -164,20 +161,6 @@ class Rounds:
         if self._exchange is not None:
             self._staging.own_gradients()
             self._exchange.close()
-
-    def _deepcopy(self, memo: dict[int, Any]) -> Any:
-        """The optimizer's own copy, which is a local optimizer."""
-        warnings.warn(
-            "the copy of a DistributedOptimizer is a local one, whose steps exchange nothing: wrap "
-            "the copy in DistributedOptimizer, on every rank, to train with it",
-            stacklevel=3,
-        )
-        attributes = vars(self._optimizer)
-        del attributes["__deepcopy__"]
-        try:
-            return copy.deepcopy(self._optimizer, memo)
-        finally:
-            attributes["__deepcopy__"] = self._deepcopy
 
     # A step
 
@@ -309,11 +292,20 @@ class Rounds:
             self._warned_of_abstaining.add(kind)
             log.warning("round %d, rank %d: %s", number, runtime.rank(), words)
 
-    def _stage(self, param: torch.Tensor) -> None:
-        """The post-accumulate hook."""
+    def before_pass(self, param: torch.Tensor) -> None:
+        """backward() is about to add to this parameter's gradient."""
+        if self._stepping:
+            raise RuntimeError(
+                "backward() within optimizer.step(): the round was made at the start of step(), so "
+                "that this rank alone would apply this gradient; call backward() before step()"
+            )
+        self._passes.before(param)
+
+    def after_pass(self, param: torch.Tensor) -> None:
+        """It has."""
         if self._attempt is not None:
             self._attempt.check()
-        self._passes.count(param, self._name)
+        self._passes.after(param, self._name)
         if self._exchange is not None:
             self._staging.early(param)
 
@@ -329,7 +321,7 @@ class Rounds:
     # Setting up
 
     def _prepared(self) -> Exchange:
-        params = self._trainable()
+        params = self._exchanged()
         if self._exchange is None or not self._staging.fits(params):
             self._set_up(params)
         assert self._exchange is not None
@@ -367,7 +359,14 @@ class Rounds:
             self._exchange.close()
         with runtime.current().failing_together():
             self._staging = Staging(
-                params, names, layout, contexts, exchange, self._ways, view=self._view
+                params,
+                names,
+                layout,
+                contexts,
+                exchange,
+                self._ways,
+                self._passes.given,
+                view=self._view,
             )
         self._exchange = exchange
 
@@ -380,20 +379,22 @@ class Rounds:
                 )
 
     def _take(self, params: list[torch.Tensor]) -> None:
-        this = weakref.ref(self)  # torch's hooks are no part of the cycles that Python collects
-
-        def stage(param: torch.Tensor) -> None:
-            if (owner := this()) is not None:
-                owner._stage(param)  # noqa: SLF001
-
+        watched = Watched(self)
         for param in params:
             owners.take(param, self)
-            register: Any = param.register_post_accumulate_grad_hook
-            self._handles.append(register(stage))
+            if param.requires_grad:  # else nothing but the user can give it a gradient
+                self._handles += watched.watch(param)
 
-    def _trainable(self) -> list[torch.Tensor]:
-        groups = self._optimizer.param_groups
-        return [p for group in groups for p in group["params"] if p.requires_grad]
+    def _exchanged(self) -> list[torch.Tensor]:
+        """All that the optimizer may step: what needs a gradient, has one, or ever did.
+
+        A parameter that is frozen after backward() is stepped all the same.
+        """
+        all_params = (p for group in self._optimizer.param_groups for p in group["params"])
+        unique = {id(p): p for p in all_params}.values()  # of one that is there twice torch warns
+        return [
+            p for p in unique if p.requires_grad or p.grad is not None or owners.owner(p) is self
+        ]
 
     def _name(self, param: torch.Tensor) -> str:
         return self._names.get(id(param)) or f"parameter {tuple(param.shape)}"

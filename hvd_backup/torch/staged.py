@@ -13,8 +13,8 @@ import torch
 from hvd_backup import _core, runtime
 from hvd_backup.exchange import Exchange
 from hvd_backup.torch.device import Run, number_of, stream_of
-from hvd_backup.torch.forms import Form
 from hvd_backup.torch.layout import GradientLayout
+from hvd_backup.torch.means import Means
 from hvd_backup.torch.packed import Packed
 
 log = logging.getLogger("hvd_backup")
@@ -78,15 +78,14 @@ class Staged(Packed):
 
     def __init__(
         self,
-        params: Sequence[torch.Tensor],
-        forms: Sequence[Form],
+        means: Means,
         layout: GradientLayout,
         exchange: Exchange,
         indices: Sequence[int],
         *,
         pin: bool = True,
     ) -> None:
-        super().__init__(params, forms, layout, exchange, indices)
+        super().__init__(means, layout, exchange, indices)
         self._copies = Copies(self._device, self._runs, exchange, pin=pin)
 
     def settle(self) -> None:

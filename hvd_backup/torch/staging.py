@@ -14,6 +14,7 @@ from hvd_backup.torch.device import by_device
 from hvd_backup.torch.forms import Form, Ways
 from hvd_backup.torch.layout import GradientLayout
 from hvd_backup.torch.mapped import Mapped, wish
+from hvd_backup.torch.means import Given, Means
 from hvd_backup.torch.on_host import OnHost
 from hvd_backup.torch.packed import Packed
 from hvd_backup.torch.staged import Staged
@@ -34,6 +35,7 @@ class Staging:
         contexts: Sequence[Any],
         exchange: Exchange,
         ways: Ways,
+        given: Given,
         *,
         view: bool = False,
     ) -> None:
@@ -48,17 +50,18 @@ class Staging:
             Form(name, slot, ctx, ways)
             for name, slot, ctx in zip(names, slots, contexts, strict=True)
         ]
+        means = Means(self.params, self._forms, given)
         self._ways: list[OnHost | Packed] = []
         self._way_of: dict[int, OnHost | Packed] = {}
         self._mapped: Mapped | None = None
         for device, indices in by_device(self.params).items():
             way: OnHost | Packed
             if exchange.mapped is not None:  # then there is but one device
-                way = self._mapped = Mapped(self.params, self._forms, layout, exchange)
+                way = self._mapped = Mapped(means, layout, exchange)
             elif device.type == "cpu" and not STAGE_ON_CPU:
-                way = OnHost(self.params, self._forms, layout, exchange, indices, view=view)
+                way = OnHost(means, layout, exchange, indices, view=view)
             else:
-                way = Staged(self.params, self._forms, layout, exchange, indices, pin=PIN)
+                way = Staged(means, layout, exchange, indices, pin=PIN)
             self._ways.append(way)
             self._way_of.update(dict.fromkeys(indices, way))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -57,10 +59,13 @@ class Stepping:
         self._optimizer = optimizer
         self._guards: list[Any] = []
         self._had = {key: attributes[key] for key in ("step", _AMP) if key in attributes}
-        # A method of the instance: schedulers take it apart as they would the class's.
-        self._step = types.MethodType(step, optimizer)
+        # A method of the instance: schedulers take it apart as they would the class's. And
+        # torch.compile leaves it alone: a round waits for other processes.
+        not_compiled: Any = torch.compiler.disable(step)  # type: ignore[no-untyped-call]
+        self._step = types.MethodType(not_compiled, optimizer)
         attributes["step"] = self._step
         attributes[_AMP] = True
+        attributes["__deepcopy__"] = self._deepcopy
         if optimizer.step is not self._step:
             self.remove()
             raise TypeError(
@@ -76,13 +81,28 @@ class Stepping:
     def remove(self) -> None:
         """The optimizer's step is what it was, unless somebody has wrapped ours meanwhile."""
         attributes = vars(self._optimizer)
-        attributes.pop(_AMP, None)
+        for name in (_AMP, "__deepcopy__"):
+            attributes.pop(name, None)
         if attributes.get("step") is self._step:
             del attributes["step"]
         else:
             self._had.pop("step", None)
         attributes.update(self._had)
         self.remove_guards()
+
+    def _deepcopy(self, memo: dict[int, Any]) -> Any:
+        """The optimizer's own copy, which is a local optimizer."""
+        warnings.warn(
+            "the copy of a DistributedOptimizer is a local one, whose steps exchange nothing: wrap "
+            "the copy in DistributedOptimizer, on every rank, to train with it",
+            stacklevel=3,
+        )
+        attributes = vars(self._optimizer)
+        mine = attributes.pop("__deepcopy__")
+        try:
+            return copy.deepcopy(self._optimizer, memo)
+        finally:
+            attributes["__deepcopy__"] = mine
 
     def remove_guards(self) -> None:
         """Steps past the attribute are nobody's business any more."""
@@ -144,6 +164,6 @@ def _params_of(optimizer: Any) -> Iterator[torch.Tensor]:
 def _instead(optimizer: Any) -> str:
     name = type(optimizer).__name__
     return (
-        "wrap the torch optimizer inside it: optimizer = "
+        "wrap each torch optimizer inside it instead: optimizer = "
         f"{name}(hvd.DistributedOptimizer(inner_optimizer, …), …)"
     )

@@ -14,6 +14,8 @@ from mpi.training import (
 )
 from torch import nn, optim
 
+import hvd_backup.torch as hvd
+
 pytestmark = pytest.mark.mpi
 
 
@@ -240,3 +242,98 @@ def test_a_model_may_be_converted_between_steps():
         backward(model, batch(step, dtype=torch.float64))
         optimizer.step()
     assert_replicas(model, optimizer)
+
+
+@pytest.mark.parametrize("frozen", ["one layer", "all"])
+def test_what_is_frozen_after_backward_is_exchanged_all_the_same(frozen):
+    model = small_model()
+    opt = distribute(model)
+    part = model[0] if frozen == "one layer" else model
+    for step in range(3):
+        expected = mean_over([gradients_of(model, rank, step) for rank in range(SIZE)])
+        opt.zero_grad()
+        backward(model, batch(step))
+        part.requires_grad_(False)
+        opt.step()
+        part.requires_grad_(True)
+        assert_gradients(model, expected)
+        assert_replicas(model, opt)
+    opt.close()
+
+
+def test_what_ranks_freeze_by_themselves_counts_as_zeros():
+    params = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    opt = hvd.DistributedOptimizer(optim.SGD(params, lr=1.0))
+    for step in range(4):
+        if step == 2:
+            params[RANK % 3].requires_grad_(False)
+        opt.zero_grad()
+        sum((p * float(RANK + 1)).sum() for p in params).backward()
+        opt.step()
+        for i, p in enumerate(params):
+            there = [rank + 1 for rank in range(SIZE) if step < 2 or rank % 3 != i]
+            if there:
+                torch.testing.assert_close(p.grad, torch.full((2,), sum(there) / SIZE))
+            else:
+                assert p.grad is None
+    same_everywhere([p.tolist() for p in params])
+    opt.close()
+
+
+def test_gradients_of_parameters_that_never_needed_one_are_exchanged():
+    model = nn.Linear(2, 2).requires_grad_(False)
+    opt = distribute(model, lr=1.0)
+    before = model.weight.clone()
+    for step in range(3):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, float(step + RANK))  # estimated, say
+        opt.step()
+    expected = before - sum(step + (SIZE - 1) / 2 for step in range(3))
+    torch.testing.assert_close(model.weight, expected)
+    same_everywhere(tensor_bits(model.weight))
+    opt.close()
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_parameter_that_is_there_twice_has_one_gradient():
+    p = nn.Parameter(torch.zeros(2))
+    opt = hvd.DistributedOptimizer(optim.SGD([p, p], lr=1.0))
+    for _ in range(2):
+        opt.zero_grad()
+        (p * float(RANK)).sum().backward()
+        opt.step()
+        assert p.grad.tolist() == [(SIZE - 1) / 2] * 2
+    opt.close()
+
+
+def test_a_gradient_that_was_set_to_none_begins_anew():
+    real, fake = small_model(), small_model(1)
+    opt, other = distribute(real), distribute(fake, backward_passes_per_step=2)
+    for step in range(3):  # as torch's tutorial trains a GAN
+        fake.zero_grad()
+        backward(fake, batch(step))
+        backward(fake, batch(step + 100))
+        other.step()
+        real.zero_grad()
+        x, y = batch(step)
+        nn.functional.cross_entropy(fake(torch.cat([real(x), real(x)], 1)), y).backward()
+        opt.step()
+    assert_replicas(real, opt)
+    with pytest.raises(RuntimeError, match="mid-way"):
+        fail_amid_backward(real)
+    real.zero_grad()
+    backward(real, batch(9))
+    opt.step()
+    assert_replicas(real, opt)
+    opt.close()
+    other.close()
+
+
+def fail_amid_backward(model):
+    handle = model[0].weight.register_hook(
+        lambda grad: (_ for _ in ()).throw(RuntimeError("mid-way"))
+    )
+    try:
+        backward(model, batch(0))
+    finally:
+        handle.remove()

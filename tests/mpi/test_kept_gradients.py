@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mpi.helpers import RANK, SIZE, same_everywhere
+from mpi.test_gradients import assert_gradients, gradients_of, mean_over
 from mpi.training import assert_replicas, backward, batch, distribute, small_model, tensor_bits
 from torch import nn, optim
 
@@ -214,6 +215,58 @@ def test_memory_of_a_kept_gradient_is_that_gradients_alone():
         opt.step()
         kept.append(small.grad)
     assert all(grad.untyped_storage().nbytes() == 12 for grad in kept)
+    opt.close()
+
+
+def transposed_zeros(p):
+    return torch.zeros_like(p.mT).mT if p.dim() == 2 else torch.zeros_like(p)
+
+
+def views_of(flat, params):
+    at = 0
+    for p in params:
+        p.grad = flat[at : at + p.numel()].view_as(p)
+        at += p.numel()
+
+
+@pytest.mark.parametrize("layout", ["flat", "one each", "transposed"])
+def test_buffers_that_the_user_gave_stay_the_gradients_and_are_zeroed_through(layout):
+    model = small_model()
+    params = list(model.parameters())
+    flat = torch.zeros(sum(p.numel() for p in params))
+    if layout == "flat":
+        views_of(flat, params)
+    else:
+        for p in params:
+            wanted = torch.zeros_like(p) if layout == "one each" else transposed_zeros(p)
+            p.grad = wanted
+    given = [p.grad for p in params]
+    opt = distribute(model)
+    for step in range(4):
+        expected = mean_over([gradients_of(model, rank, step) for rank in range(SIZE)])
+        if layout == "flat":
+            flat.zero_()
+        else:
+            torch._foreach_zero_(given)
+        backward(model, batch(step))
+        opt.step()
+        assert_gradients(model, expected)
+        assert all(p.grad is grad for p, grad in zip(params, given, strict=True))
+    if layout == "flat":
+        torch.testing.assert_close(flat, torch.cat([grad.flatten() for grad in expected]))
+    assert_replicas(model, opt)
+    opt.close()
+
+
+def test_a_gradient_put_together_by_hand_is_not_written_to():
+    p = vector()
+    opt = distributed(p)
+    for step in range(3):
+        by_hand = torch.full((3,), float(step + RANK))
+        p.grad = by_hand
+        opt.step()
+        assert by_hand.tolist() == [step + RANK] * 3
+        assert p.grad.tolist() == [step + MEAN] * 3
     opt.close()
 
 

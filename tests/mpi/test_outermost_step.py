@@ -297,3 +297,35 @@ def test_a_subclass_steps_often_inside_and_is_one_round():
     assert opt.stats().rounds == STEPS
     assert_replicas(model, opt)
     opt.close()
+
+
+def test_a_backward_within_step_is_refused_as_no_other_rank_would_see_its_gradient():
+    class Probing(optim.SGD):
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                p.grad = None
+                (p * float(RANK)).sum().backward()
+            return super().step(closure)
+
+    p = vector()
+    opt = hvd.DistributedOptimizer(Probing([p], lr=1.0), backward_passes_per_step=5)
+    with pytest.raises(RuntimeError, match=r"backward\(\) within optimizer.step\(\)"):
+        opt.step()
+    assert not p.any()
+    opt.close()
+
+
+def test_a_training_function_may_be_compiled_with_its_step():
+    p = vector()
+    opt = hvd.DistributedOptimizer(optim.SGD([p], lr=1.0))
+
+    @torch.compile(backend="eager")
+    def train():
+        opt.zero_grad()
+        (p * float(RANK)).sum().backward()
+        opt.step()
+
+    for _ in range(STEPS):
+        train()
+    torch.testing.assert_close(p.detach(), torch.full((3,), -STEPS * MEAN))
+    opt.close()

@@ -13,6 +13,7 @@ from hvd_backup.exchange import Exchange
 from hvd_backup.torch import staging
 from hvd_backup.torch.compression import Compression
 from hvd_backup.torch.forms import Form, Ways
+from hvd_backup.torch.means import Means
 from hvd_backup.torch.on_host import OnHost
 from hvd_backup.torch.staged import Staged
 
@@ -84,9 +85,10 @@ def test_some_parameters_can_be_staged_and_others_be_in_place():
         Form(name, slot, ctx, kind)
         for name, slot, ctx in zip(names, layout.gradients(exchange.slots), contexts, strict=True)
     ]
+    means = Means(params, forms)
     ways = [
-        Staged(params, forms, layout, exchange, [0, 1, 4], pin=False),
-        OnHost(params, forms, layout, exchange, [2, 3]),
+        Staged(means, layout, exchange, [0, 1, 4], pin=False),
+        OnHost(means, layout, exchange, [2, 3]),
     ]
     marks = layout.marks(exchange.slots)
     for turn in range(3):

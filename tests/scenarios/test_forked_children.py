@@ -44,8 +44,10 @@ def assert_named(facts, killed_at, who, within=5):
         last = mine[-1]
         assert last.get("error") == "PeerFailed", facts
         # With the process of its service a whole node is gone.
-        assert f"rank {who} has died" in last["text"] or f" {who} have died" in last["text"] or (
-            f"ranks {who}, " in last["text"] or f"the process of rank {who}" in last["text"]
+        assert (
+            f"rank {who} has died" in last["text"]
+            or f" {who} have died" in last["text"]
+            or (f"ranks {who}, " in last["text"] or f"the process of rank {who}" in last["text"])
         ), facts
         assert last["at"] - killed_at < within
 
