@@ -33,9 +33,14 @@ def demo(
         int, typer.Option("--backup-workers", "-b", min=1, help="Backup workers in the second run.")
     ] = 1,
     rounds: Annotated[
-        int | None, typer.Option(min=2, help="Updates of the parameters.  [default: 800]")
+        int | None, typer.Option(min=2, help="Updates of the parameters.  [default: 300]")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the data order and the delays.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="First seed of parameters, data order and delays.")
+    ] = 0,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Trainings, each with a seed.  [default: 3]")
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder with CIFAR-10 binaries or MNIST idx files.  [default: digits]"),
@@ -46,7 +51,7 @@ def demo(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A short run, to try it out.")] = False,
 ) -> None:
-    """Train twice amid random stragglers, without and with backup workers, and compare."""
+    """Train amid random stragglers, without and with backup workers, and compare."""
     # Here, not above: matplotlib alone takes half a second, which `--help` need not wait for.
     from hvd_backup.study.demo import make_settings, run_demo
 
@@ -56,6 +61,7 @@ def demo(
             backup_workers=backup_workers,
             rounds=rounds,
             seed=seed,
+            repeats=repeats,
             data=data,
             target=target,
             quick=quick,

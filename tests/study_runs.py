@@ -5,8 +5,24 @@ import dataclasses
 import numpy as np
 
 from hvd_backup.study.experiment import Run, Settings
+from hvd_backup.study.figures import Series
 
 NAN = np.nan
+
+
+def slower(run: Run) -> Run:
+    """The same run, twice as slow."""
+    return dataclasses.replace(run, sealed_s=2 * run.sealed_s, arrived_s=2 * run.arrived_s)
+
+
+def full_series() -> Series:
+    """Two seeds without backup workers: `run_full`, and that twice as slow."""
+    return Series((run_full(), slower(run_full())))
+
+
+def backup_series() -> Series:
+    """Two seeds with one backup worker, alike."""
+    return Series((run_backup(), run_backup()))
 
 
 def settings(**changes) -> Settings:
@@ -15,6 +31,7 @@ def settings(**changes) -> Settings:
         "backup_workers": 1,
         "rounds": 4,
         "seed": 0,
+        "repeats": 2,
         "data": None,
         "dataset": "digits",
         "target_accuracy": 0.9,

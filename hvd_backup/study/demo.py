@@ -1,4 +1,4 @@
-"""The demo: the same training without and with backup workers, and a report on both."""
+"""The demo: the same trainings without and with backup workers, and a report on both."""
 
 import contextlib
 import dataclasses
@@ -13,11 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hvd_backup.mpirun import find_mpirun
 from hvd_backup.study import report
 from hvd_backup.study.data import recognize
-from hvd_backup.study.experiment import PRESETS, Run, Settings, summarize
+from hvd_backup.study.experiment import PRESETS, Run, Settings, run_name
+from hvd_backup.study.figures import Series, summarize
 from hvd_backup.study.mpirun import run_ranks
 
-ROUNDS = 800
-QUICK_ROUNDS = 100
+ROUNDS, REPEATS = 300, 3
+QUICK_ROUNDS, QUICK_REPEATS = 100, 1
 
 
 def make_settings(
@@ -26,6 +27,7 @@ def make_settings(
     backup_workers: int,
     rounds: int | None,
     seed: int,
+    repeats: int | None,
     data: Path | None,
     target: float | None,
     quick: bool,
@@ -42,6 +44,7 @@ def make_settings(
         backup_workers=backup_workers,
         rounds=rounds or (QUICK_ROUNDS if quick else ROUNDS),
         seed=seed,
+        repeats=repeats or (QUICK_REPEATS if quick else REPEATS),
         data=str(data.resolve()) if data else None,
         dataset=dataset,
         **chosen,
@@ -49,7 +52,7 @@ def make_settings(
 
 
 def run_demo(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
-    """Train twice, write summary.json, demo.png and report.html to `out`, return the summary.
+    """Train, write summary.json, report.html and its pictures to `out`, return the summary.
 
     Raises LaunchError if there is no mpirun or a run fails.
     """
@@ -66,20 +69,22 @@ def run_demo(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
     report.write(full, backup, settings, summary, out)
     console.print(report.table(summary))
     console.print(report.conclusion(summary), highlight=False)
+    console.print(report.next_steps(summary), highlight=False)
     console.print(farewell(settings, out), highlight=False, soft_wrap=True)
     return summary
 
 
-def train(settings: Settings, backup_workers: int, out: Path, console: Console) -> Run:
-    """One training run under mpirun, with its progress on the console."""
-    name = f"b{backup_workers}"
+def train(settings: Settings, backup_workers: int, out: Path, console: Console) -> Series:
+    """The trainings with all seeds, in one mpirun, with their progress on the console."""
     module = ["hvd_backup.study.training", str(out / "settings.json"), "-b", str(backup_workers)]
     label = f"b={backup_workers}, {settings.quorum(backup_workers)} of {settings.ranks} ranks"
-    messages = run_ranks(settings.ranks, module, out / f"{name}.log")
-    with contextlib.closing(messages), display(label, settings.rounds, console) as view:
+    rounds = settings.rounds * settings.repeats
+    messages = run_ranks(settings.ranks, module, out / f"b{backup_workers}.log")
+    with contextlib.closing(messages), display(label, rounds, console) as view:
         view.stage("starting")
         follow(messages, view)
-    return Run.load(out / f"{name}.npz")
+    names = [run_name(backup_workers, seed) for seed in settings.seeds]
+    return Series(tuple(Run.load(out / f"{name}.npz") for name in names))
 
 
 class View(Protocol):
@@ -156,9 +161,10 @@ def introduction(settings: Settings) -> str:
     """What is about to happen."""
     return (
         f"{settings.ranks} ranks train a small CNN on {settings.dataset} for {settings.rounds} "
-        f"rounds, first without backup workers, then with {settings.backup_workers}.\n"
-        f"Each rank is delayed in every forward pass: {settings.delay}; "
-        f"seed {settings.seed}, the same delays in both runs.\n"
+        f"rounds, {settings.repeats} time(s) without backup workers, then as often with "
+        f"{settings.backup_workers}.\n"
+        f"Each rank is delayed in every forward pass: {settings.delay}. "
+        f"Seeds from {settings.seed} on, the same delays without and with backup workers.\n"
         f"Learning rate {settings.learning_rate:g} x the number of gradients in a round "
         "(linear scaling).\n"
     )
@@ -168,6 +174,6 @@ def farewell(settings: Settings, out: Path) -> str:
     """Where the results are, and how to start a program of one's own."""
     commands = "\n".join(f"  {line}" for line in report.commands(settings))
     return (
-        f"\nReport: {out / 'report.html'}  picture: {out / 'demo.png'}  "
+        f"\nReport: {out / 'report.html'}  pictures: {out / '*.png'}  "
         f"figures: {out / 'summary.json'}\n\nYour own script with backup workers:\n{commands}"
     )

@@ -1,4 +1,4 @@
-"""What the demo asks of a training run, what the run measures, and the figures drawn from it.
+"""What the demo asks of a training run, and what the run measures.
 
 Pure data and functions: no clock, no MPI, no torch. Times are seconds unless a name says `_ms`.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_backup.study.stragglers import DelayModel, Floats, kth_arrivals, observed
+from hvd_backup.study.stragglers import DelayModel, Floats, kth_arrivals
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """One experiment: both runs, without and with backup workers, share all of it.
+    """One experiment: runs without and with backup workers, a pair for each seed, share all of it.
 
+    seed, repeats: the seeds are seed, seed + 1, ...; each decides delays, data order and parameters
     data: folder of the images, None for scikit-learn's digits; dataset: their name
     target_accuracy: test accuracy to be reached, 0 to 1
     learning_rate: per contribution; a run multiplies it by its quorum (linear scaling)
@@ -51,6 +52,7 @@ class Settings:
     backup_workers: int
     rounds: int
     seed: int
+    repeats: int
     data: str | None
     dataset: str
     target_accuracy: float
@@ -67,8 +69,19 @@ class Settings:
                 f"{self.backup_workers} backup workers among {self.ranks} ranks: "
                 f"there must be at least 1 and at most {self.ranks - 1}"
             )
+        if self.repeats < 1:
+            raise ValueError(f"{self.repeats} repeats: take 1 or more")
         if self.rounds < 2:
             raise ValueError(f"{self.rounds} rounds are too few to time a step: take 2 or more")
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the repeats."""
+        return range(self.seed, self.seed + self.repeats)
+
+    def chance_of_being_late(self, backup_workers: int) -> float:
+        """Share of the rounds that a rank misses if all ranks are alike: b / R."""
+        return backup_workers / self.ranks
 
     def quorum(self, backup_workers: int) -> int:
         """Contributions that seal a round."""
@@ -87,6 +100,11 @@ class Settings:
         """Read what `save` wrote."""
         values = json.loads(path.read_text())
         return cls(**{**values, "delay": DelayModel(**values["delay"])})
+
+
+def run_name(backup_workers: int, seed: int) -> str:
+    """The name of a run's files."""
+    return f"b{backup_workers}-seed{seed}"
 
 
 @dataclass(frozen=True)
@@ -130,11 +148,6 @@ class Run:
         return cls(**values)
 
     @property
-    def name(self) -> str:
-        """`b0`, `b1`, ...: the key in summary.json."""
-        return f"b{self.backup_workers}"
-
-    @property
     def step_s(self) -> Floats:
         """Time from seal to seal, float64 [rounds - 1]: the pace of the whole world."""
         return np.diff(self.sealed_s)
@@ -169,70 +182,3 @@ def percentiles_ms(seconds: Floats) -> dict[str, float]:
     p50, p95, p99 = np.percentile(seconds, [50, 95, 99])
     named = {"p50": p50, "p95": p95, "p99": p99, "mean": seconds.mean()}
     return {name: round(1e3 * float(value), 2) for name, value in named.items()}
-
-
-def first_reaching(run: Run, target: float) -> int | None:
-    """Index of the first snapshot with a test accuracy of `target` or more, None without one."""
-    reached = np.flatnonzero(run.test_accuracy >= target)
-    return int(reached[0]) if reached.size else None
-
-
-def time_to_accuracy_s(run: Run, target: float) -> float | None:
-    """Training time until `target` test accuracy, None if the run never reached it."""
-    index = first_reaching(run, target)
-    return None if index is None else round(float(run.snapshot_s[index]), 3)
-
-
-def kth_percentiles(kth_s: Floats) -> dict[str, dict[str, float]]:
-    """`percentiles_ms` of each column that was observed in every round, by k (from 1)."""
-    return {str(k): percentiles_ms(kth_s[:, k - 1]) for k in observed(kth_s)}
-
-
-def summarize_run(run: Run, settings: Settings) -> dict[str, Any]:
-    """The figures of one run, as they stand in summary.json."""
-    index = first_reaching(run, settings.target_accuracy)
-    kth = run.kth_arrival_s()
-    return {
-        "step_ms": percentiles_ms(run.step_s),
-        "time_to_accuracy_s": time_to_accuracy_s(run, settings.target_accuracy),
-        "rounds_to_accuracy": None if index is None else int(run.snapshot_round[index]),
-        "final_accuracy": round(float(run.test_accuracy[-1]), 4),
-        "final_test_loss": round(float(run.test_loss[-1]), 4),
-        "training_s": round(float(run.sealed_s[-1]), 3),
-        "dropped_per_rank": np.sum(~run.contributed, axis=0).tolist(),
-        "skipped_per_rank": np.sum(run.skipped, axis=0).tolist(),
-        "learning_rate": settings.scaled_learning_rate(run.backup_workers),
-        "kth_arrival_ms": kth_percentiles(kth),
-        "kth_arrival_after_first_ms": kth_percentiles(kth - kth[:, :1]),
-        "replicas_identical": run.replicas_identical,
-    }
-
-
-def summarize(full: Run, backup: Run, settings: Settings) -> dict[str, Any]:
-    """All of summary.json; `full` is the run without backup workers."""
-    runs = {run.name: summarize_run(run, settings) for run in (full, backup)}
-    speedup, note = compare(full, backup, settings.target_accuracy)
-    mean_ratio = float(full.step_s.mean() / backup.step_s.mean())
-    p50_ratio = float(np.median(full.step_s) / np.median(backup.step_s))
-    kept = settings.quorum(backup.backup_workers) / settings.ranks
-    return {
-        **runs,
-        "speedup": speedup,
-        "speedup_note": note,
-        "step_time_ratio": {"mean": round(mean_ratio, 3), "p50": round(p50_ratio, 3)},
-        "normalized_speedup": round(mean_ratio * kept, 3),
-        "replicas_identical": full.replicas_identical and backup.replicas_identical,
-        "settings": dataclasses.asdict(settings),
-    }
-
-
-def compare(full: Run, backup: Run, target: float) -> tuple[float | None, str]:
-    """Ratio of the times to `target` accuracy, and what it is, or why there is none."""
-    before, after = (time_to_accuracy_s(run, target) for run in (full, backup))
-    missing = [run.name for run, time in ((full, before), (backup, after)) if time is None]
-    if before is None or after is None:
-        return None, f"{' and '.join(missing)} never reached {target:.1%} test accuracy"
-    if not after:
-        return None, f"{backup.name} reached {target:.1%} test accuracy before the clock started"
-    note = f"time to {target:.1%} test accuracy, {full.name} / {backup.name}"
-    return round(before / after, 3), note

@@ -1,168 +1,32 @@
-"""The demo's report: a table for the console, a picture, and one self-contained HTML page."""
+"""The demo's report: a table for the console and a self-contained HTML page with its pictures."""
 
 import base64
-import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from rich.table import Table
 
-from hvd_backup.study.experiment import Run, Settings, time_to_accuracy_s
-from hvd_backup.study.stragglers import Floats, observed
+from hvd_backup.study.experiment import Settings
+from hvd_backup.study.figures import Series
+from hvd_backup.study.pictures import pictures, to_png
 
-FULL, BACKUP, QUIET = "#c8553d", "#1f6f8b", "#8a8f98"
-SMOOTH_ROUNDS = 25
-FEW_ROUNDS = 300
+FEW_ROUNDS = 200
 SHORT = "In a run as short as {rounds} rounds, much of this is chance."
+ONE_SEED = "One seed does not show how much of this is chance: see --repeats."
+# A rank that is late that much more often than by chance is slow: a factor, and percent.
+SLOW_FACTOR, SLOW_PERCENT = 1.5, 5.0
 
 
-def write(full: Run, backup: Run, settings: Settings, summary: dict[str, Any], out: Path) -> None:
-    """Write `demo.png` and `report.html` to the folder `out`."""
-    png = to_png(draw(full, backup, settings))
-    (out / "demo.png").write_bytes(png)
-    (out / "report.html").write_text(render(summary, settings, png))
-
-
-def draw(full: Run, backup: Run, settings: Settings) -> Figure:
-    """Four panels: the arrivals of both runs; training loss and test accuracy against time."""
-    figure = Figure(figsize=(12, 8.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    (left, right), (loss, accuracy) = figure.subplots(2, 2)
-    right.sharex(left)
-    for axes, run in ((left, full), (right, backup)):
-        draw_arrivals(axes, run, settings)
-    draw_loss(loss, (full, backup))
-    draw_accuracy(accuracy, (full, backup), settings.target_accuracy)
-    for axes in (left, right, loss, accuracy):
-        tidy(axes)
-    return figure
-
-
-def draw_arrivals(axes: Axes, run: Run, settings: Settings) -> None:
-    """ECDF of the k-th arrival for each k that was observed in every round."""
-    kth = 1e3 * run.kth_arrival_s()
-    for k in observed(kth):
-        sealing = k == settings.quorum(run.backup_workers)
-        axes.ecdf(
-            kth[:, k - 1],
-            color=_color(run) if sealing else _shade(k, settings.ranks),
-            linewidth=2.4 if sealing else 1.4,
-            label=f"k = {k}" + (" (seals the round)" if sealing else ""),
-        )
-    axes.set_xscale("log")
-    axes.set_ylim(0, 1.03)
-    plain_log_ticks(axes.xaxis)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel("ms since the round opened")
-    axes.set_ylabel("rounds with k gradients in")
-    axes.set_title(_arrivals_title(run, settings))
-    axes.legend(loc="lower right", frameon=False)
-    _mark_p95(axes, 1e3 * float(np.percentile(run.step_s, 95)), _color(run))
-    if len(observed(kth)) < settings.ranks:
-        note = "later gradients are not observed:\nthose ranks give the round up"
-        axes.text(0.97, 0.5, note, transform=axes.transAxes, ha="right", color=QUIET)
-
-
-def _mark_p95(axes: Axes, step_ms: float, color: str) -> None:
-    axes.plot(step_ms, 0.95, "o", color=color, markersize=8)
-    axes.annotate(
-        f"p95 {step_ms:.0f} ms",
-        (step_ms, 0.95),
-        (8, -18),
-        textcoords="offset points",
-        color=color,
-        fontweight="bold",
-    )
-
-
-def _arrivals_title(run: Run, settings: Settings) -> str:
-    if not run.backup_workers:
-        return f"b = 0 waits for all {settings.ranks} gradients of a round: the k-th arrival"
-    quorum = settings.quorum(run.backup_workers)
-    return (
-        f"b = {run.backup_workers} takes the first {quorum} of {settings.ranks}: the k-th arrival"
-    )
-
-
-def draw_loss(axes: Axes, runs: tuple[Run, Run]) -> None:
-    """Training loss of the rounds, faint, and its moving average, against training time."""
-    for run in runs:
-        axes.plot(run.sealed_s, run.round_loss, color=_color(run), alpha=0.18, linewidth=0.8)
-        smooth = moving_average(run.round_loss, SMOOTH_ROUNDS)
-        time = run.sealed_s[-len(smooth) :]
-        axes.plot(time, smooth, color=_color(run), linewidth=2, label=f"b = {run.backup_workers}")
-    axes.set_yscale("log")
-    plain_log_ticks(axes.yaxis)
-    axes.set_xlabel("training time, s")
-    axes.set_ylabel("training loss")
-    axes.set_title(f"Training loss (mean of {SMOOTH_ROUNDS} rounds; faint: each round)")
-    axes.legend(frameon=False)
-
-
-def draw_accuracy(axes: Axes, runs: tuple[Run, Run], target: float) -> None:
-    """Test accuracy against training time, and when each run meets the target."""
-    axes.axhline(target, color=QUIET, linestyle="--", linewidth=1)
-    top = max(run.test_accuracy.max() for run in runs)
-    axes.set_ylim(max(0, target - 0.25), min(1, max(top, target) + 0.02))
-    for run in runs:
-        label = f"b = {run.backup_workers}"
-        axes.plot(run.snapshot_s, run.test_accuracy, color=_color(run), linewidth=1.8, label=label)
-    times = [(time_to_accuracy_s(run, target), _color(run)) for run in runs]
-    reached = sorted((time, color) for time, color in times if time is not None)
-    for (time, color), side in zip(reached, ("right", "left"), strict=False):
-        axes.vlines(time, 0, target, color=color, linestyle=":", linewidth=1.4)
-        axes.text(time, axes.get_ylim()[0], f" {time:.1f} s ", color=color, fontweight="bold",
-                  ha=side, va="bottom")  # fmt: skip
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel("training time, s")
-    axes.set_ylabel("test accuracy")
-    axes.set_title(f"Test accuracy, and the time until {target:.1%}")
-    axes.legend(frameon=False, loc="lower right")
-
-
-def plain_log_ticks(axis: Axis) -> None:
-    """Ticks at 1, 2, 5, 10, ... written as such."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _color(run: Run) -> str:
-    return BACKUP if run.backup_workers else FULL
-
-
-def _shade(k: int, ranks: int) -> str:
-    """A gray, the darker the later; matplotlib takes 0 (black) to 1 (white) as text."""
-    return f"{0.65 - 0.5 * k / ranks:.2f}"
-
-
-def tidy(axes: Axes) -> None:
-    """A light grid and no box."""
-    axes.grid(color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.title.set_fontsize(11.5)
-    axes.title.set_fontweight("bold")
-
-
-def moving_average(values: Floats, width: int) -> Floats:
-    """Means of `width` neighbors (fewer if there are not so many), without the ragged ends."""
-    width = min(width, len(values))
-    return np.convolve(values, np.full(width, 1 / width), mode="valid")
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as PNG, 150 dots per inch."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+def write(
+    full: Series, backup: Series, settings: Settings, summary: dict[str, Any], out: Path
+) -> None:
+    """Write `report.html` and its pictures, as PNG, to the folder `out`."""
+    drawn = {name: to_png(fig) for name, fig in pictures(full, backup, settings).items()}
+    for name, png in drawn.items():
+        (out / f"{name}.png").write_bytes(png)
+    (out / "report.html").write_text(render(summary, settings, drawn))
 
 
 def rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -173,22 +37,40 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def run_names(summary: dict[str, Any]) -> tuple[str, str]:
-    """The keys of the two runs."""
+    """The keys of b=0 and of b>0."""
     return "b0", f"b{summary['settings']['backup_workers']}"
 
 
-def _cells(run: dict[str, Any], target: float) -> dict[str, str]:
-    steps, time = run["step_ms"], run["time_to_accuracy_s"]
-    reached = "never" if time is None else f"{time:.1f} s ({run['rounds_to_accuracy']} rounds)"
+def _cells(figures: dict[str, Any], target: float) -> dict[str, str]:
+    steps = figures["step_ms"]
     return {
         **{f"step time {name}": f"{steps[name]:.1f} ms" for name in ("p50", "p95", "p99", "mean")},
-        f"time to {target:.1%} test accuracy": reached,
-        "final test accuracy": f"{run['final_accuracy']:.1%}",
-        "training time": f"{run['training_s']:.1f} s",
-        "gradients dropped, per rank": " ".join(map(str, run["dropped_per_rank"])),
-        "of these not even computed": " ".join(map(str, run["skipped_per_rank"])),
-        "replicas": "identical bits" if run["replicas_identical"] else "DIFFER",
+        f"time to {target:.1%} test accuracy": _time(figures["time_to_accuracy_s"]),
+        "of each seed": spread(figures["time_to_accuracy_by_seed_s"]),
+        "rounds for it": _number(figures["rounds_to_accuracy"]),
+        "final test accuracy": f"{figures['final_accuracy']:.1%}",
+        "training time": f"{figures['training_s']:.1f} s",
+        "late by rank, % of the rounds": " ".join(
+            f"{percent:.0f}" for percent in figures["late_percent_per_rank"]
+        ),
+        "by chance (b/R)": f"{figures['late_percent_by_chance']:.0f} %",
+        "replicas": "identical bits" if figures["replicas_identical"] else "DIFFER",
     }
+
+
+def _time(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds:.1f} s"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def spread(times: Sequence[float | None]) -> str:
+    """The times of the seeds, from the shortest to the longest; `never` comes last."""
+    reached = sorted(time for time in times if time is not None)
+    never = ["never"] * (len(times) - len(reached))
+    return " ".join([*(f"{time:.1f}" for time in reached), *never])
 
 
 def table(summary: dict[str, Any]) -> Table:
@@ -213,6 +95,8 @@ def conclusion(summary: dict[str, Any]) -> str:
     sentences = [_speedup(summary), steps]
     if settings["rounds"] < FEW_ROUNDS:
         sentences.append(SHORT.format(**settings))
+    if settings["repeats"] == 1:
+        sentences.append(ONE_SEED)
     return " ".join(sentences)
 
 
@@ -221,11 +105,72 @@ def _speedup(summary: dict[str, Any]) -> str:
         return f"No speed-up to state: {summary['speedup_note']}."
     settings = summary["settings"]
     before, after = (summary[name]["time_to_accuracy_s"] for name in run_names(summary))
+    ratios = summary["speedup_by_seed"]
+    seeds = f" ({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} seeds)"
     return (
         f"With {settings['backup_workers']} of {settings['ranks']} ranks as backup, "
         f"{settings['target_accuracy']:.1%} test accuracy takes {after:.1f} s instead of "
-        f"{before:.1f} s, a speed-up of {summary['speedup']:.2f}."
+        f"{before:.1f} s, a speed-up of {summary['speedup']:.2f}"
+        f"{seeds if len(ratios) > 1 else ''}."
     )
+
+
+def next_steps(summary: dict[str, Any]) -> str:
+    """What to do with the result, as lines that begin with a dash."""
+    steps = [_who_is_slow(summary), _how_many(summary), TRY_IT]
+    return "\nWhat to do next:\n" + "\n".join(f"- {step}" for step in steps)
+
+
+TRY_IT = (
+    "Time your own script with b=0 and with b=1, by the commands at the end, and compare the time "
+    "to an accuracy rather than the time of a step. optimizer.stats() says who was late."
+)
+
+
+def _who_is_slow(summary: dict[str, Any]) -> str:
+    figures = summary[run_names(summary)[1]]
+    chance = figures["late_percent_by_chance"]
+    slow = slow_ranks(figures["late_percent_per_rank"], chance)
+    if not slow:
+        return (
+            f"No rank is late much more often than chance would have it ({chance:.0f} %), so all "
+            "data is seen about as often. Look at the same figures of your own training."
+        )
+    named = ", ".join(f"rank {rank} ({percent:.0f} %)" for rank, percent in slow)
+    return (
+        f"Late far more often than by chance ({chance:.0f} %): {named}. Such a rank is slow, and "
+        "its share of the data counts less. Look for the cause on its host before you rely on "
+        "backup workers."
+    )
+
+
+def slow_ranks(percents: Sequence[float], chance: float) -> list[tuple[int, float]]:
+    """Ranks that are late far more often than by chance, and their percentages."""
+    limit = max(SLOW_FACTOR * chance, chance + SLOW_PERCENT)
+    return [(rank, percent) for rank, percent in enumerate(percents) if percent > limit]
+
+
+def _how_many(summary: dict[str, Any]) -> str:
+    settings = summary["settings"]
+    pace = predicted_pace(summary)
+    best = max(pace, key=lambda workers: pace[workers])
+    used = settings["backup_workers"]
+    forecast = (
+        f"From the arrivals with b=0, b={best} would get most gradients through per second "
+        f"({pace[best] / pace[0]:.2f} times as many as b=0)"
+    )
+    if best == used:
+        return forecast + ", as many as were used here."
+    if best == 0:
+        return forecast.partition(" (")[0] + ": these delays are not worth a backup worker."
+    return f"{forecast}. Try it: hvd-backup demo -b {best}."
+
+
+def predicted_pace(summary: dict[str, Any]) -> dict[int, float]:
+    """Used gradients per second for each b, from the mean time of the (R - b)-th arrival at b=0."""
+    ranks = summary["settings"]["ranks"]
+    arrivals = summary["b0"]["kth_arrival_ms"]
+    return {ranks - int(k): 1e3 * int(k) / max(arrivals[k]["mean"], 1e-3) for k in arrivals}
 
 
 def commands(settings: Settings) -> list[str]:
@@ -237,8 +182,8 @@ def commands(settings: Settings) -> list[str]:
     ]
 
 
-def render(summary: dict[str, Any], settings: Settings, png: bytes) -> str:
-    """The HTML page, the picture inside."""
+def render(summary: dict[str, Any], settings: Settings, drawn: dict[str, bytes]) -> str:
+    """The HTML page, the pictures (PNG, by name) inside."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hvd_backup.study"),
         autoescape=True,
@@ -252,6 +197,7 @@ def render(summary: dict[str, Any], settings: Settings, png: bytes) -> str:
         names=run_names(summary),
         rows=rows(summary),
         conclusion=conclusion(summary),
+        next_steps=[line[2:] for line in next_steps(summary).splitlines() if line[:2] == "- "],
         commands=commands(settings),
-        picture=base64.b64encode(png).decode(),
+        pictures={name: base64.b64encode(png).decode() for name, png in drawn.items()},
     )

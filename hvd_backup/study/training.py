@@ -1,7 +1,8 @@
 """One rank of the demo's training: `python -m hvd_backup.study.training SETTINGS -b WORKERS`.
 
 The loop is the one of any program that uses `hvd_backup.torch`; around it stand random stragglers
-and the measuring. Rank 0 prints its progress as JSON lines and writes the `Run` beside SETTINGS.
+and the measuring. It trains once for each seed. Rank 0 prints its progress as JSON lines and writes
+a `Run` for each seed beside SETTINGS.
 
 Nothing is tested while the clock runs: a rank that evaluates is one more straggler. All replicas
 have the same bits, so the ranks take snapshots in turn and test their own after the training.
@@ -28,7 +29,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import hvd_backup.torch as hvd
 from hvd_backup.study.data import DataError, Images, load_images
-from hvd_backup.study.experiment import Run, Settings
+from hvd_backup.study.experiment import Run, Settings, run_name
 from hvd_backup.study.stragglers import DelayModel, Floats
 
 PROGRESS_EVERY_S = 0.2
@@ -88,11 +89,11 @@ def small_cnn(pixels: Tensor) -> nn.Module:
     )
 
 
-def batches(images: Images, settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(images: Images, settings: Settings, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's share of shuffled batches, epoch after epoch, `rounds` of them in all."""
     data = TensorDataset(torch.tensor(images.train_x), torch.tensor(images.train_y))
     sampler: DistributedSampler[Any] = DistributedSampler(
-        data, hvd.size(), hvd.rank(), seed=settings.seed, drop_last=True
+        data, hvd.size(), hvd.rank(), seed=seed, drop_last=True
     )
     if len(sampler) < settings.batch_size:
         raise DataError(f"{len(data)} images are too few for {hvd.size()} ranks")
@@ -113,26 +114,32 @@ def say(**message: Any) -> None:
 
 
 class Progress:
-    """Tells how far rank 0 is, a few times per second."""
+    """Tells how far rank 0 is, a few times per second; `before` rounds are over already."""
 
-    def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
+    def __init__(self, before: int, rounds: int) -> None:
+        self._before, self._rounds = before, rounds
         self._next = time.monotonic()
 
     def __call__(self, done: int, loss: float) -> None:
         now = time.monotonic()
         if now >= self._next or done == self._rounds:
             self._next = now + PROGRESS_EVERY_S
-            say(round=done, loss=None if math.isnan(loss) else round(loss, 4))
+            say(round=self._before + done, loss=None if math.isnan(loss) else round(loss, 4))
 
 
-def train(settings: Settings, backup_workers: int) -> Run:
-    """Train on every rank of the world; the same `Run` is returned on all of them."""
+def train_all(settings: Settings, backup_workers: int) -> Iterator[tuple[int, Run]]:
+    """Train with each seed, on every rank of the world; all ranks get the same runs."""
     torch.set_num_threads(1)
-    torch.manual_seed(settings.seed)
     folder = Path(settings.data) if settings.data else None
     images: Images = hvd.broadcast_object(load_images(folder) if hvd.rank() == 0 else None)
-    straggler = Straggler(settings.delay, settings.seed, hvd.rank())
+    for seed in settings.seeds:
+        yield seed, train(settings, backup_workers, seed, images)
+
+
+def train(settings: Settings, backup_workers: int, seed: int, images: Images) -> Run:
+    """Train on every rank of the world; the same `Run` is returned on all of them."""
+    torch.manual_seed(seed)
+    straggler = Straggler(settings.delay, seed, hvd.rank())
     network = small_cnn(torch.tensor(images.train_x))
 
     rate = settings.scaled_learning_rate(backup_workers)
@@ -142,8 +149,10 @@ def train(settings: Settings, backup_workers: int) -> Run:
     )
     hvd.broadcast_parameters(network.state_dict(), root_rank=0)
 
-    say(stage="training")
-    losses, snapshots = run_rounds(straggler, network, optimizer, images, settings)
+    say(stage=f"training, seed {seed}")
+    progress = Progress((seed - settings.seed) * settings.rounds, settings.rounds)
+    share = batches(images, settings, seed)
+    losses, snapshots = run_rounds(straggler, network, optimizer, share, settings, progress)
     say(stage="testing the snapshots")
     mine = {
         "history": list(optimizer.stats().history),
@@ -156,7 +165,12 @@ def train(settings: Settings, backup_workers: int) -> Run:
 
 
 def run_rounds(
-    straggler: Straggler, network: nn.Module, optimizer: Any, images: Images, settings: Settings
+    straggler: Straggler,
+    network: nn.Module,
+    optimizer: Any,
+    share: Iterator[tuple[Tensor, Tensor]],
+    settings: Settings,
+    progress: Progress,
 ) -> tuple[Floats, list[Snapshot]]:
     """The training loop, plain but for the straggler, the list of losses, and the snapshots.
 
@@ -165,8 +179,7 @@ def run_rounds(
     model = nn.Sequential(straggler, network)
     losses = np.full(settings.rounds, np.nan)
     snapshots = []
-    progress = Progress(settings.rounds)
-    for step, (x, y) in enumerate(batches(images, settings)):
+    for step, (x, y) in enumerate(share):
         straggler.step = step
         with optimizer.attempt():
             optimizer.zero_grad()
@@ -259,11 +272,12 @@ def main() -> None:
     options = parser.parse_args()
     hvd.init()
     try:
-        run = train(Settings.load(options.settings), options.backup_workers)
+        for seed, run in train_all(Settings.load(options.settings), options.backup_workers):
+            if hvd.rank() == 0:
+                name = run_name(run.backup_workers, seed)
+                run.save(options.settings.parent / f"{name}.npz")
     except DataError as error:
         sys.exit(f"rank {hvd.rank()}: {error}")
-    if hvd.rank() == 0:
-        run.save(options.settings.parent / f"{run.name}.npz")
     hvd.shutdown()
 
 

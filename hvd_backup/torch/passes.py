@@ -97,7 +97,7 @@ class Watched(weakref.ReferenceType[Any]):
         ]
 
 
-@torch.compiler.disable  # type: ignore[no-untyped-call, untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _is_nested() -> bool:
     """Whether the call of backward() whose hook asks came from within a backward pass."""
     calls = 0

@@ -19,7 +19,16 @@ def test_version_names_the_packages_that_matter():
 
 def test_help_names_the_options_of_the_demo():
     result = run("demo", "--help")
-    options = ("--ranks", "--backup-workers", "--rounds", "--seed", "--data", "--out", "--quick")
+    options = (
+        "--ranks",
+        "--backup-workers",
+        "--rounds",
+        "--seed",
+        "--repeats",
+        "--data",
+        "--out",
+        "--quick",
+    )
     assert all(option in result.stdout for option in options)
 
 

@@ -17,6 +17,7 @@ def settings(**changes):
         "backup_workers": 1,
         "rounds": None,
         "seed": 0,
+        "repeats": None,
         "data": None,
         "target": None,
         "quick": False,
@@ -26,7 +27,8 @@ def settings(**changes):
 
 def test_the_defaults_suit_the_data_set():
     plain, quick = settings(), settings(quick=True)
-    assert (plain.dataset, plain.rounds, plain.target_accuracy) == ("digits", 800, 0.95)
+    assert (plain.dataset, plain.rounds, plain.target_accuracy) == ("digits", 300, 0.95)
+    assert plain.repeats > quick.repeats == 1
     assert quick.rounds < plain.rounds
     assert quick.target_accuracy < plain.target_accuracy
 
