@@ -33,7 +33,7 @@ def demo(
         int, typer.Option("--backup-workers", "-b", min=1, help="Backup workers in the second run.")
     ] = 1,
     rounds: Annotated[
-        int | None, typer.Option(min=2, help="Updates of the parameters.  [default: 300]")
+        int | None, typer.Option(min=2, help="Updates of the parameters.  [default: 200]")
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="First seed of parameters, data order and delays.")

@@ -17,7 +17,7 @@ from hvd_backup.study.experiment import PRESETS, Run, Settings, run_name
 from hvd_backup.study.figures import Series, summarize
 from hvd_backup.study.mpirun import run_ranks
 
-ROUNDS, REPEATS = 300, 3
+ROUNDS, REPEATS = 200, 3
 QUICK_ROUNDS, QUICK_REPEATS = 100, 1
 
 

@@ -28,8 +28,9 @@ class Preset:
         return Preset(2 * self.learning_rate, round(self.target_accuracy - 0.15, 4), 5)
 
 
+# Digits: 93 %, as the accuracy levels off at 95 to 96 %, where reaching it is a matter of luck.
 PRESETS = {
-    "digits": Preset(learning_rate=0.001, target_accuracy=0.95, snapshot_every=10),
+    "digits": Preset(learning_rate=0.003, target_accuracy=0.93, snapshot_every=5),
     "mnist": Preset(learning_rate=0.004, target_accuracy=0.95, snapshot_every=20),
     "cifar10": Preset(learning_rate=0.004, target_accuracy=0.50, snapshot_every=20),
 }

@@ -27,7 +27,7 @@ def settings(**changes):
 
 def test_the_defaults_suit_the_data_set():
     plain, quick = settings(), settings(quick=True)
-    assert (plain.dataset, plain.rounds, plain.target_accuracy) == ("digits", 300, 0.95)
+    assert (plain.dataset, plain.rounds, plain.target_accuracy) == ("digits", 200, 0.93)
     assert plain.repeats > quick.repeats == 1
     assert quick.rounds < plain.rounds
     assert quick.target_accuracy < plain.target_accuracy
