@@ -170,7 +170,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "choices: the largest size is at least 1 MiB\n");
     return 2;
   }
-  std::printf("%-58s %11s %11s %13s\n", "chosen | other", "chosen(us)", "other(us)", "other/chosen");
+  std::printf("%-58s %11s %11s %13s\n", "chosen | other", "chosen(us)", "other(us)",
+              "other/chosen");
   for (const std::size_t bytes : {std::size_t{1} << 20, std::size_t{16} << 20}) {
     if (bytes < largest) compare_means(bytes);
   }

@@ -78,7 +78,9 @@ def draw_late(axes: Axes, backup: Series, settings: Settings) -> None:
     share = backup.late_share()
     bars = axes.bar(np.arange(settings.ranks), share, color=BACKUP, width=0.7)
     if settings.ranks <= 8:
-        axes.bar_label(bars, [f"{100 * x:.0f} %" for x in share], padding=2, fontsize=POINTS)
+        texts = [f"{round(100 * x, 1):.0f} %" for x in share]
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the line may run there
+        axes.bar_label(bars, texts, padding=3, fontsize=POINTS, bbox=paper, zorder=3)
     chance = settings.chance_of_being_late(backup.backup_workers)
     line = f"by chance: b/R = {100 * chance:.0f} %"
     axes.axhline(chance, color=FULL, linestyle="--", linewidth=1.8, label=line)
@@ -131,8 +133,8 @@ def _durations(axes: Axes, what: str) -> None:
 
 
 def plain_log_ticks(axis: Axis) -> None:
-    """Ticks at 1, 2, 5, 10, ... written as such."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Ticks at 1, 3, 10, 30, ... written as such: more would run into each other."""
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -160,7 +160,7 @@ def _how_many(summary: dict[str, Any]) -> str:
         f"({pace[best] / pace[0]:.2f} times as many as b=0)"
     )
     if best == used:
-        return forecast + ", as many as were used here."
+        return forecast + ", and that is what was used here."
     if best == 0:
         return forecast.partition(" (")[0] + ": these delays are not worth a backup worker."
     return f"{forecast}. Try it: hvd-backup demo -b {best}."

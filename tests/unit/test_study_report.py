@@ -141,7 +141,7 @@ def test_the_report_says_which_b_to_try_next(summary):
 
     assert "b=2 would get most gradients through per second" in arrivals(10, 100, 200)
     assert "(6.67 times as many as b=0). Try it: hvd-backup demo -b 2." in arrivals(10, 100, 200)
-    assert "as many as were used here" in arrivals(90, 100, 400)
+    assert "and that is what was used here" in arrivals(90, 100, 400)
     assert "not worth a backup worker" in arrivals(98, 99, 100)
 
 
