@@ -126,14 +126,13 @@ void bind_nodes(py::module_& m) {
          std::uintptr_t byte, std::uintptr_t request_null, std::size_t handle_bytes,
          std::size_t status_bytes,
          std::size_t error_string_bytes) -> std::shared_ptr<DataTransport> {
-        return mpi_data({isend, issend, irecv, test, error_string, byte, request_null,
-                         handle_bytes, status_bytes, error_string_bytes},
+        return mpi_data({isend, issend, irecv, test, error_string, byte, request_null, handle_bytes,
+                         status_bytes, error_string_bytes},
                         communicator);
       },
-      py::arg("communicator"), py::kw_only(), py::arg("isend"), py::arg("issend"),
-      py::arg("irecv"), py::arg("test"), py::arg("error_string"), py::arg("byte"),
-      py::arg("request_null"), py::arg("handle_bytes"), py::arg("status_bytes"),
-      py::arg("error_string_bytes"));
+      py::arg("communicator"), py::kw_only(), py::arg("isend"), py::arg("issend"), py::arg("irecv"),
+      py::arg("test"), py::arg("error_string"), py::arg("byte"), py::arg("request_null"),
+      py::arg("handle_bytes"), py::arg("status_bytes"), py::arg("error_string_bytes"));
   py::class_<DoorbellHandle>(m, "Doorbell")
       .def_readonly_static("BYTES", &Doorbell::kBytes)
       .def_static(

@@ -8,9 +8,9 @@
 
 namespace hvd_backup {
 
-/// The MPI library of this process, as it was found at run time: addresses of its functions, and its
-/// handles as integers. Nothing here is compiled or linked against an MPI, so that one build works
-/// with each of them.
+/// The MPI library of this process, as it was found at run time: addresses of its functions, and
+/// its handles as integers. Nothing here is compiled or linked against an MPI, so that one build
+/// works with each of them.
 struct MpiLibrary {
   std::uintptr_t isend;
   std::uintptr_t issend;

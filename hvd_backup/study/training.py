@@ -110,7 +110,8 @@ def batches(images: Images, settings: Settings, seed: int) -> Iterator[tuple[Ten
 def say(**message: Any) -> None:
     """Print a JSON line for the parent process, on rank 0 only."""
     if hvd.rank() == 0:
-        print(json.dumps(message), flush=True)
+        # In one piece, or mpirun may put another rank's line before its end.
+        print(json.dumps(message) + "\n", end="", flush=True)
 
 
 class Progress:

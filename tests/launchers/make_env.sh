@@ -19,7 +19,7 @@ pip=("$python" -m pip install --quiet --disable-pip-version-check --no-deps -c r
 # The commands of an MPI that Debian installs beside others.
 debian() {
   local command
-  for command in mpirun mpicc mpicxx; do
+  for command in mpirun mpicc; do
     if [[ ! -x /usr/bin/$command.$1 ]]; then
       echo "no /usr/bin/$command.$1: apt-get install --no-install-recommends $2" >&2
       exit 1

@@ -53,6 +53,19 @@ def test_the_doctor_speaks_once_for_all_ranks_of_mpirun(ranks, quick):
     assert found["torch"] == ("todo", "import fails: ImportError: not in this test"), str(run)
 
 
+def test_the_doctor_counts_nodes_as_init_makes_them_and_names_settings(quick):
+    env = {**ENV, "OMP_NUM_THREADS": "1", "HVD_BACKUP_NODE_SIZE": "2", "HVD_BACKUP_WINDOW": "8"}
+    # Some launchers glue together the lines of ranks that write without a buffer.
+    env["PYTHONUNBUFFERED"] = "1"
+    run = run_ranks(3, "hvd_backup.cli", "doctor", python=("-m",), env=env)
+    assert run.returncode == 0, str(run)
+    found = lines(run.stdout)
+    nodes = "1 to 2 per node, 2 nodes by HVD_BACKUP_NODE_SIZE=2 on 1 host ("
+    assert found["ranks"][1].startswith(nodes), str(run)
+    assert found["settings"] == ("ok", "HVD_BACKUP_NODE_SIZE=2, HVD_BACKUP_WINDOW=8"), str(run)
+    assert "a partial all-reduce of 3 ranks" in found["exchange"][1], str(run)
+
+
 def test_the_doctor_speaks_once_for_all_ranks_without_mpi(quick):
     env = {**ENV, "OMP_NUM_THREADS": "1"}
     run = run_ranks(3, "hvd_backup.cli", "doctor", python=("-m",), env=env, no_mpi=True)

@@ -127,7 +127,7 @@ def test_sources_that_were_not_built_say_so(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     last = run.stderr.splitlines()[-1]
-    assert f"imported from {tmp_path / 'hvd_backup'}, its sources, where it is not built" in last
+    assert f"imported from {tmp_path / 'hvd_backup'}, where it is not built for this" in last
     assert last.endswith(f"{sys.executable} -m pip install -e {tmp_path}")
 
 
