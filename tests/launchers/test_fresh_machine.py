@@ -83,7 +83,8 @@ def source(tmp_path_factory):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -94,7 +95,8 @@ def machine(tmp_path, source):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     if there := made.run("sh", "-c", "command -v mpirun || ldconfig -p | grep libmpi").stdout:
         pytest.skip(f"this machine has an MPI of its own: {there.split()[-1]}")
-    return made
+    yield made
+    shutil.rmtree(tmp_path / "venv")
 
 
 def ranks(printed, size, nodes=1):
