@@ -48,13 +48,13 @@ def test_without_one_the_error_is_the_command_to_type(place):
     with pytest.raises(LaunchError) as raised:
         mpirun.find_mpirun()
     assert "no mpirun beside" in str(raised.value)
-    assert mpi_library.INSTALL in str(raised.value)
+    assert mpi_library.install_command() in str(raised.value)
 
 
 def test_what_to_type_to_start_ranks_names_the_right_mpirun_or_how_to_get_it(place):
     place("path", "HYDRA build details:")
     nothing = mpirun.way_to_start(OPEN_MPI, 3)
-    assert nothing == f"{mpi_library.INSTALL}, then hvd-backup run -np 3 -- …"
+    assert nothing == f"{mpi_library.install_command()}, then hvd-backup run -np 3 -- …"
     right = place("path", name="mpirun.openmpi")
     assert mpirun.way_to_start(OPEN_MPI, 3).startswith(f"{right} -n 3 …")
 
