@@ -29,7 +29,7 @@ TELL_SETUP_AFTER_S = 0.05
 _TEXT = 940  # bytes of a text in a row, which has two and numbers besides
 _KIND = 32
 
-_SETUP, _ROUND = "set-up", "round"
+_SETUP, _ROUND, _JOINED = "set-up", "round", "joined"
 
 # Kinds of failures that keep their kind on the other ranks, and how one begins that a rank has
 # itself been told of.
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
     setups: int = 0  # set-ups it had completed when it came to the call below
     rounds: int = 0  # and rounds, of all collectives together
-    doing: str = ""  # whether that call is a set-up or a round; empty after a set-up
+    doing: str = ""  # whether that call is a set-up, a round or join(); empty after a set-up
     call: str = ""
     failure: str = ""  # type of the error it has failed with
     text: str = ""
@@ -97,6 +97,7 @@ class Board:
         self._failures: dict[int, Row] = {}  # those that have failed
         self._mine = Row()
         self._changes: deque[tuple[int, str]] = deque(maxlen=_CHANGES)
+        self._absent = False
         self._here = ("", 0, "")  # the call of this rank, in full
         self._since = 0.0  # when it came there
         self._met: set[int] = set()  # ranks of this node seen in a set-up since it came there
@@ -106,7 +107,26 @@ class Board:
 
     def enter_setup(self, text: str, rounds: int) -> None:
         """Note that this rank, after `rounds` rounds, sets up `text` together with all others."""
-        self._come_to(_SETUP, rounds, text)
+        self._come_to(_JOINED if self._absent else _SETUP, rounds, text)
+
+    def be_absent(self, *, absent: bool) -> None:
+        """From ``join()`` on this rank goes through rounds in the order in which it learns of them.
+
+        So until all ranks have joined, it compares no calls. Others do not wait for its word.
+        """
+        self._absent = absent
+        if not absent:
+            self._changes.clear()
+
+    def joined(self) -> list[int]:
+        """Ranks that have joined, while others go on."""
+        self._look()
+        setups = self._mine.setups  # who has been through more has seen the end of it
+        return [
+            rank
+            for rank, row in sorted(self._seen.items())
+            if row.doing == _JOINED and row.setups == setups
+        ]
 
     def finish_setup(self) -> None:
         self._here = ("", 0, "")
@@ -222,7 +242,7 @@ class Board:
         here = {
             rank
             for rank, row in self._seen.items()
-            if row.setups > mine or (row.setups == mine and row.doing == _SETUP)
+            if row.setups > mine or (row.setups == mine and row.doing in (_SETUP, _JOINED))
         }
         return sorted(set(range(self._world)) - here)
 
@@ -235,6 +255,8 @@ class Board:
 
         Raises Mismatch if another rank waits in a round that was one of another collective here.
         """
+        if self._absent:
+            return
         self._look()
         for rank, row in sorted(self._seen.items()):
             if row.doing != _ROUND or row.rounds >= self._mine.rounds:
@@ -254,7 +276,7 @@ class Board:
         """
         if not self._untold:
             return
-        after = TELL_SETUP_AFTER_S if self._mine.doing == _SETUP else TELL_AFTER_S
+        after = TELL_SETUP_AFTER_S if self._mine.doing in (_SETUP, _JOINED) else TELL_AFTER_S
         if self._clock() - self._since >= after:
             self._untold = False
             self._tell(self._rank)
@@ -265,7 +287,7 @@ class Board:
         Raises Mismatch if another rank waits elsewhere. To be called while waiting, each time after
         a look whether the wait is over.
         """
-        if self._mine.doing == _SETUP:
+        if self._absent or self._mine.doing == _SETUP:
             return
         came = self._come_to(_ROUND, rounds, mine)
         self.still_waiting()
@@ -345,6 +367,9 @@ class PartBoard(Board):
 
     def check(self) -> None:
         self._above.check()
+
+    def joined(self) -> list[int]:
+        return []  # it is all ranks that join, and they are told in the world's rows
 
     def knows(self, error: BaseException) -> bool:
         return self._above.knows(error)

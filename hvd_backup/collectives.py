@@ -153,6 +153,7 @@ def _plan(label: str, batch: list[Array], options: tuple[Any, ...]) -> Exchange:
             timeout=timeout,
             name=label,
         )
+        plan.allow_absence(None)
     world.plans[key] = plan  # last in the dict: used last
     if len(world.plans) > _PLANS:
         world.plans.pop(next(iter(world.plans))).close()

@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_backup import _core, errors, mapped_memory, runtime
+from hvd_backup.absence import Replicas, close_what_is_gone
 from hvd_backup.config import HOST_ROOM, RoundOptions
 from hvd_backup.reports import Round, Stats
 from hvd_backup.stall import Stall
+from hvd_backup.table import WAY_OUT, ranks_text
 
 log = logging.getLogger("hvd_backup")
 
@@ -81,10 +83,12 @@ class Exchange:
         self.nbytes = nbytes
         self._runtime = world
         world.exchanges += 1
+        self._which = world.exchanges
         self._call = f"collective {world.exchanges}, {name}{world.where}"
         self._short = f"{name[:80]}{world.where}"
         call = f"{name}{world.where} with {self.options}{', op=Sum' if add else ''}"
         world.meet(call, (self.layout, self.options, add, signature), self.options.timeout)
+        close_what_is_gone(world)
         with world.setting_up():
             self.mapped, self._core = self._set_up(wish, add)
         world.add(self)
@@ -93,6 +97,9 @@ class Exchange:
         self._stall = Stall(world.config.stall_warning)
         self._warned_of_window = False
         self._written_to = -1  # the buffer whose views were handed out
+        self._can_be_absent = False
+        self.replicas: Replicas | None = None
+        """What the rounds keep equal on all ranks, as far as the exchange was told."""
 
     def _set_up(
         self, wish: mapped_memory.Wish | None, add: bool
@@ -125,6 +132,24 @@ class Exchange:
             sum=add,
             mapped=mapped,
         )
+
+    def allow_absence(self, replicas: Replicas | None) -> None:
+        """Let ranks that have joined abstain in rounds of others, and keep `replicas` equal then.
+
+        The world holds the exchange from now on, until it is closed, or `replicas` are gone on all
+        ranks. Without it, others' rounds raise Mismatch while a rank has joined.
+        """
+        self._can_be_absent, self.replicas = True, replicas
+        self._runtime.attended[self._which] = self
+
+    def present(self) -> int:
+        """How many ranks are known to have arrived in the round that is open, or awaited."""
+        return self._runtime.size - len(self._core.missing())
+
+    @property
+    def quorum(self) -> int:
+        """How many arrivals seal a round."""
+        return self._runtime.size - self.options.backup_workers
 
     @property
     def number(self) -> int:
@@ -233,6 +258,7 @@ class Exchange:
 
     def leave(self) -> None:
         """Nobody waits for this rank in this exchange any more."""
+        self._runtime.attended.pop(self._which, None)
         self._core.leave()
         if self.mapped is not None:
             mapped_memory.left(self._core)
@@ -307,6 +333,12 @@ class Exchange:
         board = self._runtime.board
         board.check()
         board.check_same_call(self._call, self._runtime.rounds)
+        if not self._can_be_absent and (joined := board.joined()):
+            raise errors.Mismatch(
+                f"{self._short}: round {self._core.number}, rank {self._runtime.rank}: "
+                f"{ranks_text(joined)} called join(), which waits for no rounds of this kind; "
+                f"{WAY_OUT}"
+            )
         self._stall.look(
             lambda: (
                 f"{self._short}: round {self._core.number}, rank {self._runtime.rank}",

@@ -37,6 +37,8 @@ class Watch:
         """`missing` says which ranks have not come; `ranks` are those of a set, default all."""
         self.board = board
         self.timeout = timeout
+        self.meanwhile: Callable[[], bool] | None = None
+        """What else to do; true if there was something: the wait is as good as new then."""
         self._call = call
         self._missing = missing
         self._ranks = ranks
@@ -101,6 +103,9 @@ def _await(door: MPI.Request, watch: Watch) -> None:
     nap, longest = _NAPS_S
     while not door.Test():
         watch.look()
+        if watch.meanwhile is not None and watch.meanwhile():
+            deadline = time.monotonic() + watch.timeout
+            nap = _NAPS_S[0]
         if time.monotonic() > deadline:
             raise watch.is_over()
         time.sleep(nap)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_backup import errors, runtime, wire
+from hvd_backup.absence import Absence
 from hvd_backup.process_sets import ProcessSet, global_process_set, table_of
 from hvd_backup.table import Operation, ranks_text
 from hvd_backup.wire import Average, Channel, Message, Reduction, Sum, Typed
@@ -194,12 +195,14 @@ def barrier(process_set: ProcessSet = global_process_set) -> None:
 def join() -> int:
     """Say that this rank has no more data, and wait until all ranks have said so.
 
-    Meanwhile it takes part in their all-reduces, with zeros. The rank that came last. The others'
-    other calls raise Mismatch on them.
+    Meanwhile it takes part in their all-reduces, with zeros, and abstains in their rounds. When all
+    have joined, the models and optimizers that went through rounds are equal on all ranks again:
+    as on the rank that went furthest. The rank that came last. The others' other calls raise
+    Mismatch on them.
     """
     world = runtime.current()
     with world.one_at_a_time:
-        return world.table.join(_all_reduce_zeros)
+        return world.table.join(_all_reduce_zeros, Absence(world))
 
 
 def _all_reduce_zeros(signature: str, channel: Channel) -> None:

@@ -264,7 +264,8 @@ class _Some:
         self._ranks = ranks
         self._visits = 0
 
-    def gate(self, call: str, timeout: float | None) -> None:
+    def gate(self, call: str, timeout: float | None, meanwhile: object = None) -> None:
+        assert meanwhile is None  # only all ranks together can join
         self._visits += 1
         visit = f"{self._number}:{self._visits}"
         where = f"{call} in the process set of {ranks_text(self._ranks)}"

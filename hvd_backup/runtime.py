@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hvd_backup import _core, errors, horovod_env, internode, joining, local_comm
+from hvd_backup.absence import Attended
 from hvd_backup.board import Board, Hosts, PartBoard
 from hvd_backup.config import Config, misspelt
 from hvd_backup.gate import Watch, pass_gate
@@ -26,7 +27,6 @@ from hvd_backup.wire import Channel
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
 
 log = logging.getLogger("hvd_backup")
 
@@ -85,6 +85,8 @@ class Runtime:
         self.cross_rank, self.cross_size = places.cross_rank, places.cross_size
         self._leavers: weakref.WeakSet[Leaver] = weakref.WeakSet()
         self.plans: dict[Any, Any] = {}
+        self.attended: dict[int, Attended] = {}
+        """Exchanges, by number, in whose rounds this rank abstains after ``join()``."""
         self.internode: Internode | None = None
         self.exchanges = 0
         """Exchanges made so far."""
@@ -131,10 +133,15 @@ class Runtime:
         with self.one_at_a_time:
             self.table.complete(self.table.add(operation), timeout)
 
-    def gate(self, call: str, timeout: float | None) -> None:
-        """Wait until all ranks are in some call; ``board.finish_setup()`` when it is over."""
+    def gate(
+        self, call: str, timeout: float | None, meanwhile: Callable[[], bool] | None = None
+    ) -> None:
+        """Wait until all ranks are in some call; ``board.finish_setup()`` when it is over.
+
+        ``meanwhile()`` is called again and again; while it has something to do, no time passes.
+        """
         self.board.enter_setup(call, self.rounds)
-        self._pass_gate(self.comm, call, timeout, self.board.not_here)
+        self._pass_gate(self.comm, call, timeout, self.board.not_here, meanwhile=meanwhile)
 
     def gate_of_set(
         self, comm: MPI.Intracomm, ranks: list[int], visit: str, call: str, timeout: float | None
@@ -151,10 +158,12 @@ class Runtime:
         timeout: float | None,
         missing: Callable[[], list[int]],
         ranks: list[int] | None = None,
+        meanwhile: Callable[[], bool] | None = None,
     ) -> None:
         self.check_process()
         limit = self.config.timeout if timeout is None else timeout
         watch = Watch(self.board, call, limit, self.config.stall_warning, missing, ranks)
+        watch.meanwhile = meanwhile
         with self.failing_together():
             pass_gate(comm, watch)
 
@@ -201,6 +210,7 @@ class Runtime:
         for leaver in list(self._leavers):
             leaver.leave()
         self.plans.clear()
+        self.attended.clear()
         self.table.stop_observing()
         self.board.leave()
         if self.internode is not None and self.internode.service is not None:

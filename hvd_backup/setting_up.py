@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hvd_backup import errors
@@ -17,8 +18,10 @@ class AllRanks:
     def __init__(self, world: Runtime) -> None:
         self._world = weakref.proxy(world)  # which owns the table
 
-    def gate(self, call: str, timeout: float | None) -> None:
-        self._world.gate(call, timeout)
+    def gate(
+        self, call: str, timeout: float | None, meanwhile: Callable[[], bool] | None = None
+    ) -> None:
+        self._world.gate(call, timeout, meanwhile)
 
     def limit(self, timeout: float | None) -> float:
         configured: float = self._world.config.timeout

@@ -15,7 +15,16 @@ from hvd_backup import errors, wire
 
 _QUOTE = 300  # characters of a call that an error quotes
 JOIN = "join"
+MEET = "meet"  # before what all ranks set up together
 _CAN_JOIN = "allreduce"
+WAY_OUT = (
+    "give every rank the same number of steps: steps = hvd.allreduce(<this rank's batches>, "
+    "op=Max), and abstain with optimizer.weight = 0 in those for which it has no data"
+)
+_NO_SET_UP = (
+    "{} cannot be set up: {} called join() before. Let every rank make one step before any calls "
+    "join(), and begin with no new optimizer until all have; or " + WAY_OUT
+)
 
 
 class Entry(NamedTuple):
@@ -94,8 +103,13 @@ class Operation:
 class Place(Protocol):
     """The ranks of a table, and how to wait for them."""
 
-    def gate(self, call: str, timeout: float | None) -> None:
-        """Wait until all ranks are here. Raises RoundTimeout, PeerFailed, Mismatch."""
+    def gate(
+        self, call: str, timeout: float | None, meanwhile: Callable[[], bool] | None = None
+    ) -> None:
+        """Wait until all ranks are here, and do what else there is.
+
+        Raises RoundTimeout, PeerFailed, Mismatch.
+        """
 
     def limit(self, timeout: float | None) -> float:
         """Seconds that a wait may take in all."""
@@ -108,6 +122,16 @@ class Place(Protocol):
 
     def rounds(self) -> int:
         """What all ranks must have been through: rounds of all exchanges."""
+
+
+class Absent(Protocol):
+    """What a rank that has joined does in the others' rounds; see ``hvd_backup.absence``."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+    def attend(self) -> bool: ...
+    def facts(self) -> Any: ...
+    def settle(self, everybody: Sequence[Any], latest: set[int]) -> int: ...
 
 
 class Observer(Protocol):
@@ -137,6 +161,7 @@ class Table:
         self._unnamed = 0  # calls without a name, so far
         self._joined: set[int] = set()
         self._zeros: Callable[[str, wire.Channel], None] | None = None
+        self._absent: Absent | None = None
         self.observer: Observer | None = None
 
     def stop_observing(self) -> None:
@@ -170,6 +195,8 @@ class Table:
                 if time.monotonic() > deadline:
                     self._give_up(operation, limit)
                 self._meet(operation, limit)
+                if operation.kind == JOIN:  # others go on, for as long as they have data
+                    deadline = time.monotonic() + limit
         except BaseException as error:
             operation.drop(error)
             raise
@@ -192,31 +219,34 @@ class Table:
             self._meet(None, None)
         return operation.done
 
-    def join(self, zeros: Callable[[str, wire.Channel], None]) -> int:
-        """Take part in the others' all-reduces until they have joined, too.
+    def join(self, zeros: Callable[[str, wire.Channel], None], absent: Absent) -> int:
+        """Take part in the others' all-reduces and rounds until they have joined, too.
 
-        ``zeros(signature, channel)`` is this rank's part in one. The rank that came last.
+        ``zeros(signature, channel)`` is this rank's part in an all-reduce, `absent` that in rounds.
+        The rank that came last.
         """
-        operation = Operation(JOIN, "join()", self._end_join, name=JOIN)
-        self._zeros = zeros
+        operation = Operation(
+            JOIN, "join()", lambda channel: self._end_join(channel, absent), name=JOIN
+        )
+        self._zeros, self._absent = zeros, absent
         try:
-            last: int = self.complete(self.add(operation))
+            with absent:
+                last: int = self.complete(self.add(operation))
         finally:
-            self._zeros = None
+            self._zeros = self._absent = None
             self._joined.clear()
         return last
 
-    def _end_join(self, channel: wire.Channel) -> int:
+    def _end_join(self, channel: wire.Channel, absent: Absent) -> int:
         """The rank that came last. Ranks with fewer calls count on from where the others are."""
-        self._unnamed = max(channel.comm.allgather(self._unnamed))
-        return self._last()
-
-    def _last(self) -> int:
-        """If several came at the same time: the highest."""
-        return self.ranks[max(set(range(len(self.ranks))) - self._joined)]
+        everybody = channel.comm.allgather((self._unnamed, absent.facts()))
+        self._unnamed = max(unnamed for unnamed, _ in everybody)
+        latest = set(range(len(self.ranks))) - self._joined
+        return self.ranks[absent.settle([facts for _, facts in everybody], latest)]
 
     def _meet(self, awaited: Operation | None, timeout: float | None) -> None:
-        self._place.gate(awaited.call if awaited else "poll()", timeout)
+        meanwhile = self._absent.attend if self._absent is not None else None
+        self._place.gate(awaited.call if awaited else "poll()", timeout, meanwhile)
         mine = [op.entry(awaited=op is awaited) for op in self._pending.values()]
         rounds = self._place.rounds()
         told = repr((rounds, [entry[:-1] for entry in mine])).encode()
@@ -241,6 +271,8 @@ class Table:
         for name, text in decision.failed.items():
             if name in self._pending:
                 self._pending.pop(name).fail(text)
+            elif entries[name].kind == MEET and JOIN in self._pending:  # the others cannot go on
+                self._pending.pop(JOIN).fail(text)
         for name in decision.run:
             operation = self._pending.pop(name, None)
             if operation is not None:
@@ -254,11 +286,10 @@ class Table:
 
 def decide(everybody: Sequence[tuple[int, Sequence[Entry]]], ranks: Sequence[int]) -> Decision:
     """What is done of what the ranks (`ranks` of the world) have put down, after so many rounds."""
-    rounds = [number for number, _ in everybody]
-    if len(set(rounds)) > 1:
-        return Decision([], {}, _disagree(everybody, ranks))
     lists = [{entry.name: entry for entry in entries} for _, entries in everybody]
     active = [i for i, (_, entries) in enumerate(everybody) if not _has_joined(entries)]
+    if len({everybody[i][0] for i in active}) > 1:  # who has joined catches up in the end
+        return Decision([], {}, _disagree(everybody, ranks))
     joined = len(active) < len(lists)
     if not active:
         active, joined = list(range(len(lists))), False
@@ -275,7 +306,9 @@ def decide(everybody: Sequence[tuple[int, Sequence[Entry]]], ranks: Sequence[int
             kind = lists[active[0]][name].kind
             have = [ranks[i] for i in range(len(lists)) if i not in active]
             failed[name] = (
-                f"{kind.capitalize()} is not supported with Join at this time. "
+                _NO_SET_UP.format(lists[active[0]][name].call[:_QUOTE], ranks_text(have))
+                if kind == MEET
+                else f"{kind.capitalize()} is not supported with Join at this time. "
                 f"({ranks_text(have)} called join(); an allreduce is supported.)"
             )
         else:

@@ -83,7 +83,7 @@ def _broadcast_entries(entries: list[tuple[str, Any]], channel: Channel, root: i
         elif why := bits.why_not(value):
             problems.append(f"{name!r} {why}")
         else:
-            _broadcast([value], channel, root)
+            share_tensors([value], channel, root)
     if problems:
         raise TypeError(f"broadcast_parameters has sent all but these: {'; '.join(problems)}")
 
@@ -95,7 +95,8 @@ _EXTRA_STATE_WAY_OUT = (
 )
 
 
-def _broadcast(tensors: Iterable[torch.Tensor], channel: Channel, root: int) -> None:
+def share_tensors(tensors: Iterable[torch.Tensor], channel: Channel, root: int) -> None:
+    """Let every rank's tensors have the root's values, in place."""
     for tensor in tensors:
         for piece in bits.pieces(tensor):
             if channel.comm.rank == root:
@@ -135,19 +136,10 @@ def broadcast_optimizer_state(
     state: list[Any] = []
 
     def run(channel: Channel) -> str:
-        tensors: list[torch.Tensor] = []
-        mine: Message | None = None
-        if channel.comm.rank == root:
-            mine = _pickled(_without_tensors(optimizer.state_dict(), tensors), tensors)
-        sent = wire.broadcast_message(channel, mine, root)
-        if sent.problem:
-            return sent.problem
-        skeleton, kinds = pickle.loads(sent.data)
-        if channel.comm.rank != root:
-            tensors = [torch.empty(kind.shape, dtype=kind.dtype) for kind in kinds]
-        _broadcast(tensors, channel, root)
-        state.append(_with_tensors(skeleton, tensors))
-        return ""
+        mine = optimizer.state_dict() if channel.comm.rank == root else None
+        theirs, problem = share_state(mine, channel, root)
+        state.append(theirs)
+        return problem
 
     call = operations.any_call(
         "broadcast_optimizer_state",
@@ -175,6 +167,22 @@ def _zero_gradients(optimizer: torch.optim.Optimizer, model: torch.nn.Module | N
                 isinstance(optimizer, torch.optim.SGD) and id(param) in tables
             )
             param.grad = zeros.to_sparse() if sparse else zeros
+
+
+def share_state(mine: Any, channel: Channel, root: int) -> tuple[Any, str]:
+    """The root's state, on every rank, or why it cannot be pickled; others' is not looked at."""
+    tensors: list[torch.Tensor] = []
+    message: Message | None = None
+    if channel.comm.rank == root:
+        message = _pickled(_without_tensors(mine, tensors), tensors)
+    sent = wire.broadcast_message(channel, message, root)
+    if sent.problem:
+        return None, sent.problem
+    skeleton, kinds = pickle.loads(sent.data)
+    if channel.comm.rank != root:
+        tensors = [torch.empty(kind.shape, dtype=kind.dtype) for kind in kinds]
+    share_tensors(tensors, channel, root)
+    return _with_tensors(skeleton, tensors), ""
 
 
 def _pickled(skeleton: Any, tensors: list[torch.Tensor]) -> Message:

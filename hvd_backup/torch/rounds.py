@@ -19,6 +19,7 @@ from hvd_backup.torch import owners
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.device import check_devices
 from hvd_backup.torch.forms import Ways
+from hvd_backup.torch.joined import Replicas
 from hvd_backup.torch.passes import Passes, Watched
 from hvd_backup.torch.scaling import all_finite, ignore_the_scalers_warning
 from hvd_backup.torch.staging import Staging, wished
@@ -369,6 +370,7 @@ class Rounds:
                 view=self._view,
             )
         self._exchange = exchange
+        exchange.allow_absence(Replicas(self._optimizer, params))
 
     def _check_every_rank_is_needed(self, params: list[torch.Tensor]) -> None:
         for param in params:
