@@ -82,12 +82,12 @@ class Exchange:
         self.layout = list(layout)
         self.nbytes = nbytes
         self._runtime = world
-        world.exchanges += 1
-        self._which = world.exchanges
-        self._call = f"collective {world.exchanges}, {name}{world.where}"
+        self._which = world.exchanges + 1
+        self._call = f"collective {self._which}, {name}{world.where}"
         self._short = f"{name[:80]}{world.where}"
         call = f"{name}{world.where} with {self.options}{', op=Sum' if add else ''}"
         world.meet(call, (self.layout, self.options, add, signature), self.options.timeout)
+        world.exchanges = self._which  # a rank that has joined counts those that were set up, too
         close_what_is_gone(world)
         with world.setting_up():
             self.mapped, self._core = self._set_up(wish, add)
@@ -115,7 +115,7 @@ class Exchange:
         segment = world.places.shared_segment(spec.bytes, spec.own_part)
         internode = world.internode
         if internode is not None:
-            internode.serve(world.exchanges, segment, spec, self.options, add=add)
+            internode.serve(self._which, segment, spec, self.options, add=add)
         return mapped, _core.Collective(
             segment,
             spec,
@@ -333,12 +333,8 @@ class Exchange:
         board = self._runtime.board
         board.check()
         board.check_same_call(self._call, self._runtime.rounds)
-        if not self._can_be_absent and (joined := board.joined()):
-            raise errors.Mismatch(
-                f"{self._short}: round {self._core.number}, rank {self._runtime.rank}: "
-                f"{ranks_text(joined)} called join(), which waits for no rounds of this kind; "
-                f"{WAY_OUT}"
-            )
+        if not self._can_be_absent and self.present() < self.quorum:
+            self._refuse_absence(sorted(set(board.joined()) & set(self._core.missing())))
         self._stall.look(
             lambda: (
                 f"{self._short}: round {self._core.number}, rank {self._runtime.rank}",
@@ -348,6 +344,14 @@ class Exchange:
         if dead := board.dead():
             board.check()  # since the last look they may have told why
         return dead
+
+    def _refuse_absence(self, joined: list[int]) -> None:
+        if joined:
+            raise errors.Mismatch(
+                f"{self._short}: round {self._core.number}, rank {self._runtime.rank}: "
+                f"{ranks_text(joined)} called join(), and cannot abstain in rounds of this kind; "
+                f"{WAY_OUT}"
+            )
 
     def _warn_of_window(self, round_: Round) -> None:
         self._warned_of_window = True
