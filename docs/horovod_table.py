@@ -43,8 +43,8 @@ DIFFERENCES = {
     "poll": "may wait for the other ranks: it takes part in what they wait for",
     "start_timeline": "of collectives, not of rounds; HOROVOD_TIMELINE=DYNAMIC is not needed; "
     "`mark_cycles` changes nothing",
-    "join": "ranks that joined take part in collectives, not in an optimizer's rounds: every rank "
-    "makes the same number of steps",
+    "join": "ranks that joined take part in `allreduce`, not in the rounds of an optimizer or a "
+    "tape, which raise Mismatch: every rank makes the same number of steps",
 }
 
 # In horovod.torch alone.
@@ -65,6 +65,9 @@ TORCH_SAME_BUT = {
     "dtype, sparse and quantized ones, too; what cannot be sent is named, and the rest is sent",
 }
 TORCH_DIFFERENCES = {
+    "join": "in a DistributedOptimizer's rounds a rank that joined abstains: the mean is over the "
+    "ranks that have data. After it, parameters and optimizer state are equal on all ranks again "
+    "([PyTorch](pytorch.md#uneven-data))",
     "allreduce_async": _ASYNC,
     "allreduce_async_": _ASYNC,
     "grouped_allreduce_async": _ASYNC,

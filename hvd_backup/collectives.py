@@ -304,10 +304,12 @@ def allgather_object(
 
 
 def join() -> int:
-    """This rank has no more data: take part in the others' ``allreduce`` until all have joined.
+    """This rank has no more data: take part in what the others do until all have joined.
 
-    It does so with zeros, which an average counts. The rank that came last. Calls other than
-    ``allreduce`` raise Mismatch on the ranks that have not joined.
+    In ``allreduce`` it does so with zeros, which an average counts; in ``partial_allreduce`` it
+    abstains. The rank that came last, which is the one with the most rounds if there were any.
+    Other calls raise Mismatch on the ranks that have not joined; the first ``partial_allreduce`` of
+    a name and shape does so on all.
     """
     return operations.join()
 

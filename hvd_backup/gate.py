@@ -66,6 +66,11 @@ class Watch:
             raise errors.PeerFailed(
                 f"{self._call}: {ranks_have(left)} left; every rank must make the same calls"
             )
+        if self._ranks is not None and (joined := self._awaited(self.board.joined())):
+            raise errors.Mismatch(
+                f"{self._call}: {ranks_have(joined)} called join(), which takes part in calls of "
+                "all ranks, and not in those of a process set; make these calls before join()"
+            )
         self._stall.look(lambda: (self._call, self._missing()))
 
     def is_over(self) -> errors.RoundTimeout:

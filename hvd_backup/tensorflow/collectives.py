@@ -265,8 +265,8 @@ def grouped_reducescatter(
 def join() -> int:
     """This rank has no more data: take part in the others' ``allreduce`` until all have joined.
 
-    It does so with zeros, which an average counts. The rank that came last. Of no use to
-    DistributedOptimizer: every rank makes the same number of steps.
+    It does so with zeros, which an average counts. The rank that came last. Rounds of an optimizer
+    or a tape raise Mismatch, on every rank, while a rank has joined: every rank makes as many.
     """
     return collectives.join()
 

@@ -317,10 +317,16 @@ def _checked(handle: object, call: str) -> Handle:
 
 
 def join(device: int = -1) -> int:
-    """This rank has no more data: take part in the others' all-reduces until all have joined.
+    """This rank has no more data: take part in what the others do until all have joined.
 
-    It does so with zeros, which an average counts. Returns the rank that came last. `device` is
-    accepted and changes nothing: the zeros are on the host.
+    In their all-reduces it does so with zeros, which an average counts; in the rounds of a
+    DistributedOptimizer it abstains, which a mean does not count. When all have joined, parameters
+    and optimizer state are equal on all ranks again: those of the rank that made the most steps.
+    Returns that rank; without steps, the one that came last. `device` is accepted and changes
+    nothing: the zeros are on the host.
+
+    Raises Mismatch, on every rank, if another rank needs this one for more: to make the first step
+    of an optimizer, say.
     """
     return operations.join()
 

@@ -209,6 +209,19 @@ def test_rounds_that_no_rank_can_be_absent_from_are_an_error_on_all(b):
         hb.init()
 
 
+@pytest.mark.mpi(min_size=3)
+def test_a_call_of_a_process_set_with_a_rank_that_has_joined_is_an_error_on_all():
+    hb.shutdown()  # after a failure nobody goes on in this world
+    hb.init()
+    try:
+        group = hvd.add_process_set([0, 1])
+        with pytest.raises(hvd.Mismatch, match=r"rank 0 has called join\(\).* before join"):
+            hvd.barrier(group) if RANK == 1 else hvd.join()
+    finally:
+        hb.shutdown()
+        hb.init()
+
+
 def test_the_way_out_that_errors_name_works():
     batches = SHARES["ascending"][RANK]
     model = small_model()

@@ -34,6 +34,9 @@ class Board:
     def left(self):
         return self._gone("left")
 
+    def joined(self):
+        return []
+
 
 class FailsLater(Board):
     """Another rank tells of its failure after so many looks of this one."""
