@@ -161,9 +161,8 @@ def verdict(module: str, name: str, theirs: Signature, ours: dict[str, Signature
         return Verdict(FORWARDED, FORWARDS[module, name])
     if name not in ours:
         return Verdict(MISSING)
-    words = [accepts(ours[name], theirs), DIFFERENCES.get(name, "")]
-    if module == "torch":
-        words.append(TORCH_DIFFERENCES.get(name, ""))
+    differences = DIFFERENCES | (TORCH_DIFFERENCES if module == "torch" else {})
+    words = [accepts(ours[name], theirs), differences.get(name, "")]
     text = "; ".join(filter(None, words))
     more = TORCH_SAME_BUT.get(name, "") if module == "torch" else ""
     more = more or SAME_BUT.get(name, "")
