@@ -73,6 +73,8 @@ class Runtime:
             self._meet_nodes()
         except BaseException as error:
             self.leave(error)
+            if self.places.is_split and self.internode is None:
+                self.together.fail(error)
             if above is None and not self.together.have_agreed_on(error):
                 _failed.append(self)
             raise

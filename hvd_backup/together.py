@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import pickle
 import time
-import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,17 +21,58 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NAPS_S = (20e-6, 5e-3)
+# A rank that has failed waits at most so long for the others to come and hear of it.
+_FAREWELL_S = 60.0
 
-# Buffers of calls that were given up. MPI may still write to them.
-_given_up: list[Any] = []
+
+class _Exchange(Protocol):
+    """Bytes of all ranks, under way."""
+
+    parts: list[bytes]
+
+    def Test(self) -> bool: ...  # noqa: N802 (mpi4py's name)
+
+
+# Those that were given up. MPI may still write to their buffers.
+_given_up: list[_Exchange] = []
+
+
+class _Message(NamedTuple):
+    content: Any
+    failure: str = ""  # why the rank sets up nothing more
+
+
+class _OfMPI:
+    """MPI has no allgather of unknown sizes: they are told first."""
+
+    def __init__(self, comm: MPI.Intracomm, mine: bytes) -> None:
+        self.parts: list[bytes] = []
+        self._comm = comm
+        self._mine = np.frombuffer(mine, np.uint8)
+        self._size = np.array([len(mine)], np.int64)
+        self._sizes = np.empty(comm.size, np.int64)
+        self._result: Any = None
+        self._request = comm.Iallgather(self._size, self._sizes)
+
+    def Test(self) -> bool:  # noqa: N802
+        if not self._request.Test():
+            return False
+        if self._result is None:
+            self._result = np.empty(self._sizes.sum(), np.uint8)
+            self._request = self._comm.Iallgatherv(
+                self._mine, (self._result, self._sizes.tolist())
+            )
+            return self.Test()
+        ends = np.cumsum(self._sizes).tolist()
+        self.parts = [
+            self._result[end - n : end].tobytes()
+            for n, end in zip(self._sizes.tolist(), ends, strict=True)
+        ]
+        return True
 
 
 class Together:
-    """The ranks of `comm`. One wait takes `timeout` seconds at most.
-
-    Until ``watch()`` there is no notice board: then a rank that fails takes part in ``agree()``
-    all the same.
-    """
+    """The ranks of `comm`. One wait takes `timeout` seconds at most."""
 
     def __init__(self, comm: MPI.Intracomm, timeout: float, doing: str) -> None:
         """`doing`, in words, begins the text of a time-out."""
@@ -40,7 +80,8 @@ class Together:
         self._timeout = timeout
         self._doing = doing
         self._look: Callable[[], None] = lambda: None
-        self._agreed: weakref.ref[errors.Error] | None = None  # the last that all ranks raised
+        self._under_way: _Exchange | None = None
+        self._agreed: BaseException | None = None  # what all ranks have raised last, each its own
 
     def watch(self, look: Callable[[], None]) -> None:
         """From now on ``look()`` is called while waiting; what it raises ends the wait."""
@@ -53,15 +94,20 @@ class Together:
         return some
 
     def allgather(self, mine: T) -> list[T]:
-        """The objects of all ranks, by rank. Raises RoundTimeout, and what ``look()`` raises."""
-        data = pickle.dumps(mine, pickle.HIGHEST_PROTOCOL)
-        if isinstance(self.comm, local_comm.Intracomm):
-            request = self.comm.iallgather_bytes(data)
-            self._await(request)
-            parts = request.parts
-        else:
-            parts = self._gather(np.frombuffer(data, np.uint8))
-        return [pickle.loads(part) for part in parts]
+        """The objects of all ranks, by rank.
+
+        Raises RoundTimeout, what ``look()`` raises, and PeerFailed if a rank has called ``fail()``.
+        """
+        self._under_way = under_way = self._begin(_Message(mine))
+        self._await(under_way, self._look, self._timeout)
+        self._under_way = None
+        messages = [pickle.loads(part) for part in under_way.parts]
+        for rank, message in enumerate(messages):
+            if message.failure:
+                error = errors.PeerFailed(f"rank {rank} failed with {message.failure}")
+                self._agreed = error
+                raise error
+        return [message.content for message in messages]
 
     def bcast(self, mine: T) -> T:
         """The object of rank 0."""
@@ -83,51 +129,62 @@ class Together:
             problem = error
         problems = self.allgather("" if problem is None else _told(problem))
         if problem is not None and not isinstance(problem, Exception):
+            self._agreed = problem
             raise problem
         for rank, text in enumerate(problems):
             if text:
                 error = kind(f"rank {rank}: {text}")
-                self._agreed = weakref.ref(error)
+                self._agreed = error
                 # What is no error of this package is a surprise: then its traceback helps.
                 raise error from (None if isinstance(problem, errors.Error) else problem)
         return made[0]
 
     def have_agreed_on(self, error: BaseException) -> bool:
-        """Whether ``agree()`` has raised this very error, on all ranks alike."""
-        return self._agreed is not None and self._agreed() is error
+        """Whether all ranks have raised this very error alike."""
+        return self._agreed is error
 
-    def _gather(self, mine: Any) -> list[bytes]:
-        """MPI has no allgather of unknown sizes: they are told first."""
-        sizes = np.empty(self.comm.size, np.int64)
-        size = np.array([mine.size], np.int64)
-        self._await(self.comm.Iallgather(size, sizes), size, sizes)
-        counts = sizes.tolist()
-        result = np.empty(sum(counts), np.uint8)
-        self._await(self.comm.Iallgatherv(mine, (result, counts)), mine, result)
-        ends = np.cumsum(sizes).tolist()
-        return [result[end - n : end].tobytes() for n, end in zip(counts, ends, strict=True)]
+    def fail(self, error: BaseException) -> None:
+        """This rank goes on no more: tell those that will come to, or are in, the next call.
 
-    def _await(self, request: Any, *buffers: Any) -> None:
-        deadline = time.monotonic() + self._timeout
+        For failures that no notice board can tell, as the nodes have no connection yet.
+        """
+        if self.have_agreed_on(error):
+            return
+        under_way = self._under_way or self._begin(_Message(None, _named(error)))
+        try:
+            self._await(under_way, lambda: None, min(self._timeout, _FAREWELL_S))
+        except errors.RoundTimeout:
+            return  # nobody listens; what this rank has failed with is raised by the caller
+
+    def _begin(self, message: _Message) -> _Exchange:
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        if isinstance(self.comm, local_comm.Intracomm):
+            return self.comm.iallgather_bytes(data)
+        return _OfMPI(self.comm, data)
+
+    def _await(self, exchange: _Exchange, look: Callable[[], None], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         nap, longest = _NAPS_S
         try:
-            while not request.Test():
-                self._look()
+            while not exchange.Test():
+                look()
                 if time.monotonic() > deadline:
                     raise errors.RoundTimeout(
                         f"{self._doing}: not all {self.comm.size} ranks came within "
-                        f"{self._timeout:g} s; see whether one has failed or stands still, or "
+                        f"{timeout:g} s; see whether one has failed or stands still, or "
                         "raise HVD_BACKUP_TIMEOUT"
                     )
                 time.sleep(nap)
                 nap = min(2 * nap, longest)
         except BaseException:
-            _given_up.append((request, buffers))
+            _given_up.append(exchange)
             raise
 
 
-def _told(error: BaseException) -> str:
+def _named(error: BaseException) -> str:
     text = str(error)
-    if isinstance(error, errors.Error):
-        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _told(error: BaseException) -> str:
+    return str(error) if isinstance(error, errors.Error) else _named(error)

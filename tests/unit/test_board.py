@@ -331,9 +331,10 @@ def test_a_killed_rank_is_told_to_the_other_nodes_once():
     segment = Segment.create(Board.bytes(4))
     rings = []
     board = Board(segment, 4, 1, [1, 2], lambda: rings.append(1))
+    path = segment.path  # a child has no descriptor of its parent's
     child = os.fork()
     if child == 0:
-        Board(segment, 4, 2, [1, 2])
+        Board(Segment.open(path, segment.size), 4, 2, [1, 2])
         os._exit(0)  # without leaving
     os.waitpid(child, 0)
     for _ in range(3):
@@ -345,9 +346,10 @@ def test_a_killed_rank_is_told_to_the_other_nodes_once():
 def test_a_rank_that_has_left_before_it_ended_is_not_dead():
     segment = Segment.create(Board.bytes(2))
     board = Board(segment, 2, 0, [0, 1])
+    path = segment.path
     child = os.fork()
     if child == 0:
-        Board(segment, 2, 1, [0, 1]).leave()
+        Board(Segment.open(path, segment.size), 2, 1, [0, 1]).leave()
         os._exit(0)
     os.waitpid(child, 0)
     assert (board.dead(), board.left()) == ([], [1])

@@ -1,9 +1,10 @@
 """One rank fails at some point of a set-up; the others must hear of it.
 
-fails_in_setup.py FOLDER RANK POINT WAY: at which, and how: by an error of the system, by what no
-code expects, or by Ctrl-C. What has failed stays in this process for a while, which does not end.
+fails_in_setup.py FOLDER RANK POINT WAY [--one-node]: which rank, where, and how: by an error of
+ours, by one that no code expects, or by Ctrl-C. The process goes on for a while.
 """
 
+import os
 import sys
 import time
 
@@ -14,15 +15,15 @@ import hvd_backup as hb
 from hvd_backup import _core, board, exchange, internode, launch, places, runtime
 
 WHO, POINT, WAY = int(ARGUMENTS[0]), ARGUMENTS[1], ARGUMENTS[2]
-RANK = launch.detect(__import__("os").environ).rank
+RANK = launch.detect(os.environ).rank
 ERRORS = {
-    "system": hb.Error("no file descriptors left"),
+    "error": hb.Error("no file descriptors left"),
     "memory": MemoryError("no memory left"),
     "ctrl-c": KeyboardInterrupt(),
 }
 # Where the code is replaced by what fails, and which time it does.
 POINTS = {
-    "node": (places.Places, "shared_segment", 1),
+    "segment of the board": (_core.Segment, "create" if WHO % 2 == 0 else "open", 1),
     "board": (board.Board, "__init__", 1),
     "doorbell": (internode.Internode, "__init__", 1),
     "data": (internode.Internode, "_data_transport", 1),
@@ -61,4 +62,4 @@ try:
 except BaseException as error:
     tell(error=type(error).__name__, text=str(error))
     if RANK == WHO:
-        time.sleep(3)  # caught: nothing in the process's end tells the others
+        time.sleep(2)  # caught: nothing in the process's end tells the others
