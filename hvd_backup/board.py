@@ -195,9 +195,10 @@ class Board:
         names = sorted({self._hosts.names[rank] for rank in silent})
         self._told = True
         error = errors.PeerFailed(
-            f"no answer for {self._hosts.timeout:g} s from {' and '.join(names)}, the host of ranks "
-            f"{', '.join(map(str, silent))}: it is down, or the network to it; start again from "
-            "the last checkpoint, or raise HVD_BACKUP_HOST_TIMEOUT"
+            f"{' and '.join(names)}, with rank{'s' if len(silent) > 1 else ''} "
+            f"{', '.join(map(str, silent))}, did not answer for {self._hosts.timeout:g} s: the "
+            "host is down, or the network to it; start again from the last checkpoint, or raise "
+            "HVD_BACKUP_HOST_TIMEOUT"
         )
         self._known = weakref.ref(error)
         raise error

@@ -67,7 +67,7 @@ def agree(
         )
     everybody = together.allgather((problem, made[0].handle if made else None))
     problems = [text for text, _ in everybody]
-    handles = [handle for _, handle in everybody]
+    handles = [handle for _, handle in everybody if handle is not None]
     if not any(problems):
         problems = together.allgather(_problem_of(lambda: made[0].open(handles, world.rank)))
     if not any(problems):

@@ -16,7 +16,6 @@ import time
 from hvd_backup import runtime
 from hvd_backup.table import Operation
 
-
 log = logging.getLogger("hvd_backup")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ T = TypeVar("T")
 _NAPS_S = (20e-6, 5e-3)
 # A rank that has failed waits at most so long for the others to come and hear of it.
 _FAREWELL_S = 60.0
+_SOON_S = 1.0
 
 
 class _Exchange(Protocol):
@@ -59,9 +60,7 @@ class _OfMPI:
             return False
         if self._result is None:
             self._result = np.empty(self._sizes.sum(), np.uint8)
-            self._request = self._comm.Iallgatherv(
-                self._mine, (self._result, self._sizes.tolist())
-            )
+            self._request = self._comm.Iallgatherv(self._mine, (self._result, self._sizes.tolist()))
             return self.Test()
         ends = np.cumsum(self._sizes).tolist()
         self.parts = [
@@ -87,11 +86,14 @@ class Together:
         """From now on ``look()`` is called while waiting; what it raises ends the wait."""
         self._look = look
 
-    def of(self, comm: MPI.Intracomm) -> Together:
+    def of(self, comm: Any) -> Together:
         """The same for some of the ranks."""
         some = Together(comm, self._timeout, self._doing)
-        some.watch(lambda: self._look())
+        some.watch(self._look_around)
         return some
+
+    def _look_around(self) -> None:
+        self._look()  # as it is by then
 
     def allgather(self, mine: T) -> list[T]:
         """The objects of all ranks, by rank.
@@ -133,10 +135,9 @@ class Together:
             raise problem
         for rank, text in enumerate(problems):
             if text:
-                error = kind(f"rank {rank}: {text}")
-                self._agreed = error
+                agreed = self._agreed = kind(f"rank {rank}: {text}")
                 # What is no error of this package is a surprise: then its traceback helps.
-                raise error from (None if isinstance(problem, errors.Error) else problem)
+                raise agreed from (None if isinstance(problem, errors.Error) else problem)
         return made[0]
 
     def have_agreed_on(self, error: BaseException) -> bool:
@@ -167,18 +168,36 @@ class Together:
         nap, longest = _NAPS_S
         try:
             while not exchange.Test():
-                look()
+                try:
+                    look()
+                except errors.Error:
+                    # A rank for which it is complete may have left, or failed, behind it. For this
+                    # one it is complete soon, too.
+                    if _is_soon_over(exchange):
+                        return
+                    raise
                 if time.monotonic() > deadline:
-                    raise errors.RoundTimeout(
-                        f"{self._doing}: not all {self.comm.size} ranks came within "
-                        f"{timeout:g} s; see whether one has failed or stands still, or "
-                        "raise HVD_BACKUP_TIMEOUT"
-                    )
+                    self._raise_timeout(timeout)
                 time.sleep(nap)
                 nap = min(2 * nap, longest)
         except BaseException:
             _given_up.append(exchange)
             raise
+
+    def _raise_timeout(self, seconds: float) -> NoReturn:
+        raise errors.RoundTimeout(
+            f"{self._doing}: not all {self.comm.size} ranks came within {seconds:g} s; see whether "
+            "one has failed or stands still, or raise HVD_BACKUP_TIMEOUT"
+        )
+
+
+def _is_soon_over(exchange: _Exchange) -> bool:
+    deadline = time.monotonic() + _SOON_S
+    while not exchange.Test():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1e-3)
+    return True
 
 
 def _named(error: BaseException) -> str:

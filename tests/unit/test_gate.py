@@ -31,6 +31,9 @@ class Board:
     def dead(self):
         return self._gone("dead")
 
+    def cut_off(self):
+        return self._gone("cut off")
+
     def left(self):
         return self._gone("left")
 
@@ -73,7 +76,7 @@ def watch(board, missing=(), ranks=None, stall_warning=60.0):
     return Watch(board, "barrier()", 0.25, stall_warning, lambda: list(missing), ranks)
 
 
-@pytest.mark.parametrize("way", ["dead", "left"])
+@pytest.mark.parametrize("way", ["dead", "cut off", "left"])
 def test_the_reason_that_a_rank_gave_before_it_went_is_raised_not_that_it_went(way):
     for ranks in (None, [1, 2]):
         with pytest.raises(errors.Mismatch, match="what rank 1 has failed with"):
@@ -81,7 +84,7 @@ def test_the_reason_that_a_rank_gave_before_it_went_is_raised_not_that_it_went(w
 
 
 def test_a_rank_that_is_not_in_the_set_may_die_or_leave():
-    for way in ("dead", "left"):
+    for way in ("dead", "cut off", "left"):
         board = Board(way)
         board.check = lambda: None
         pass_gate(doors(2, 0), watch(board, ranks=[0, 2]))

@@ -12,7 +12,7 @@ import numpy as np
 from facts import ARGUMENTS, tell
 
 import hvd_backup as hb
-from hvd_backup import _core, board, exchange, internode, launch, places, runtime
+from hvd_backup import _core, board, exchange, internode, launch, places
 
 WHO, POINT, WAY = int(ARGUMENTS[0]), ARGUMENTS[1], ARGUMENTS[2]
 RANK = launch.detect(os.environ).rank
@@ -59,7 +59,7 @@ try:
     tell(init=True)
     value, _ = hb.partial_allreduce(np.ones(30_000, np.float32))
     tell(value=float(value[0]))
-except BaseException as error:
+except BaseException as error:  # noqa: BLE001
     tell(error=type(error).__name__, text=str(error))
     if RANK == WHO:
         time.sleep(2)  # caught: nothing in the process's end tells the others
