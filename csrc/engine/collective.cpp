@@ -173,8 +173,8 @@ RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double we
   const std::size_t bytes = flat.count * size_of(flat.dtype);
   // A contribution that may be carried on must be in the slot.
   const bool is_refused = arena_.member(rank_).stages.load(std::memory_order_acquire) != 0;
-  const bool stage = !options_.remote_reads || is_refused || bytes <= kStageUpTo ||
-                     options_.late == Late::carry;
+  const bool stage =
+      !options_.remote_reads || is_refused || bytes <= kStageUpTo || options_.late == Late::carry;
   if (stage) copy_bytes(slot(), in, bytes, false);
   contribute(weight, stage ? nullptr : in);
   // What others may still read is not written before the round is done.

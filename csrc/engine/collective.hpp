@@ -117,11 +117,11 @@ class Collective {
   Reduction reduction_;
   Phase phase_ = Phase::computing;
   RoundNumber number_ = 0;
-  Nanoseconds blocked_ = 0;     // in this round, before it arrived
-  Nanoseconds arrived_at_ = 0;  // in this round; 0: skipped
-  bool sealed_it_ = false;      // this rank closed this round
-  bool lost_ = false;           // this round's contribution is known to be late
-  double weight_ = 0;           // of this round's contribution
+  Nanoseconds blocked_ = 0;              // in this round, before it arrived
+  Nanoseconds arrived_at_ = 0;           // in this round; 0: skipped
+  bool sealed_it_ = false;               // this rank closed this round
+  bool lost_ = false;                    // this round's contribution is known to be late
+  double weight_ = 0;                    // of this round's contribution
   const std::byte* unstaged_ = nullptr;  // where that is, if others read it where it is
   int buffer_ = -1;
   std::vector<std::byte> carried_;

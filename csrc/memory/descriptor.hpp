@@ -9,10 +9,10 @@ namespace hvd_backup {
 
 /// Owns a file descriptor that a forked child does not keep.
 ///
-/// A child (a DataLoader's worker, say) has copies of its parent's descriptors. With a copy it would
-/// keep the parent's sockets open and its locks held when the parent is killed, so that no other
-/// process noticed. Therefore pthread_atfork closes all of them in the child. exec closes them as
-/// well: open them with O_CLOEXEC.
+/// A child (a DataLoader's worker, say) has copies of its parent's descriptors. With a copy it
+/// would keep the parent's sockets open and its locks held when the parent is killed, so that no
+/// other process noticed. Therefore pthread_atfork closes all of them in the child. exec closes
+/// them as well: open them with O_CLOEXEC.
 ///
 /// What of a shared file is mapped by way of it becomes private in the child: the child can read
 /// on, and what it writes stays with it.
@@ -49,7 +49,7 @@ class Descriptor {
 
   int fd_ = -1;
   std::vector<Mapping> mappings_;
-  Descriptor* next_ = nullptr;      // among all that are open in this process
+  Descriptor* next_ = nullptr;  // among all that are open in this process
   Descriptor* previous_ = nullptr;
 };
 

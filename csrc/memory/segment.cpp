@@ -120,11 +120,12 @@ Segment Segment::open(const std::string& path, std::size_t bytes) {
   // NOLINTNEXTLINE(cppcoreguidelines-pro-type-vararg,hicpp-vararg)
   Segment segment(Descriptor(::open(path.c_str(), O_RDWR | O_CLOEXEC)), bytes);
   if (segment.fd() < 0) {
-    fail("cannot open the shared memory of the node's first rank at " + path +
-             " (do the ranks run as one user, in one PID namespace, and may they trace each other?)",
-         errno);
+    fail(
+        "cannot open the shared memory of the node's first rank at " + path +
+            " (do the ranks run as one user, in one PID namespace, and may they trace each other?)",
+        errno);
   }
-  struct stat file {};
+  struct stat file{};
   if (fstat(segment.fd(), &file) != 0) fail("cannot look at shared memory", errno);
   if (checked_cast<std::size_t>(file.st_size) != bytes) {
     throw SystemError(path + " is not the shared memory of the node's first rank, but a file of " +

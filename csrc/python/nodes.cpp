@@ -157,7 +157,8 @@ void bind_nodes(py::module_& m) {
                     const std::optional<std::pair<std::vector<std::string>, std::uint16_t>>&,
                     double, double>(),
            py::kw_only(), py::arg("node_of"), py::arg("rank"), py::arg("token"), py::arg("data"),
-           py::arg("doorbell"), py::arg("board"), py::arg("coordinator"), py::arg("timeout"), py::arg("silence"))
+           py::arg("doorbell"), py::arg("board"), py::arg("coordinator"), py::arg("timeout"),
+           py::arg("silence"))
       .def_property_readonly("port", &ServiceHandle::port)
       .def("add", &serve, py::arg("channel"), py::arg("segment"), py::arg("spec"), py::kw_only(),
            py::arg("backup_workers"), py::arg("grace"), py::arg("sum") = false)

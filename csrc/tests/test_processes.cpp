@@ -304,7 +304,7 @@ TEST_CASE("what a forked child writes to shared memory stays with it, and it has
     const bool sees = segment.data()[5000] == byte(7) && opened.data()[5000] == byte(7);
     segment.data()[5000] = byte(8);
     opened.data()[5001] = byte(9);
-    struct stat file {};
+    struct stat file{};
     const bool has_none = segment.fd() == -1 && opened.fd() == -1 && fstat(fd, &file) != 0;
     _exit(sees && has_none && segment.data()[5000] == byte(8) ? 0 : 1);
   }
@@ -329,7 +329,7 @@ TEST_CASE("a descriptor that was moved or closed is none that a child closes") {
   const int other = memfd_create("not ours", 0);  // takes the number that has become free
   CHECK_EQ(other, fd);
   const pid_t child = fork();
-  struct stat file {};
+  struct stat file{};
   if (child == 0) _exit(fstat(other, &file) == 0 ? 0 : 1);
   int status = 0;
   waitpid(child, &status, 0);

@@ -167,11 +167,7 @@ Token make_token() {
 }
 
 ControlHub::ControlHub(const Token& token, int nodes, Nanoseconds silence, const Clock& clock)
-    : token_(token),
-      nodes_(nodes),
-      silence_(silence),
-      clock_(clock),
-      listener_(listen_anywhere()) {
+    : token_(token), nodes_(nodes), silence_(silence), clock_(clock), listener_(listen_anywhere()) {
   port_ = port_of(listener_.get());
   poller_.add(listener_.get(), kListener);
 }
