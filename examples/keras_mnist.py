@@ -8,6 +8,7 @@ digits of scikit-learn are used.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import keras
@@ -29,10 +30,17 @@ def cnn(shape: tuple[int, ...]) -> keras.Model:
     )
 
 
+def gradients_of_a_round(backup_workers: int | None) -> int:
+    """N of the N + b ranks; None: b is what `hvd-backup run -b` says."""
+    if backup_workers is None:
+        backup_workers = int(os.environ.get("HVD_BACKUP_WORKERS") or 0)
+    return max(hvd.size() - backup_workers, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="train a small Keras CNN on digits")
     parser.add_argument("--data", type=Path, help="folder with the MNIST idx files")
-    parser.add_argument("--backup-workers", type=int, default=0, help="gradients to do without")
+    parser.add_argument("--backup-workers", type=int, help="default: as the launcher says, or 0")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=32, help="images per rank and step")
     parser.add_argument("--lr", type=float, default=0.003, help="learning rate for one gradient")
@@ -54,7 +62,7 @@ def main() -> None:
     test = test.shard(hvd.size(), hvd.rank()).batch(256)
 
     # A round adds up this many gradients, and the learning rate follows them.
-    rate = args.lr * (hvd.size() - args.backup_workers)
+    rate = args.lr * gradients_of_a_round(args.backup_workers)
     # Horovod: the same, without backup_workers.
     optimizer = hvd.DistributedOptimizer(
         keras.optimizers.Adam(rate), backup_workers=args.backup_workers

@@ -8,6 +8,7 @@ optimizer is distributed, and a rank that has been left behind leaves out what c
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def mlp(pixels: int) -> keras.Model:
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def step_with_tape(model: Any, optimizer: Any, backup_workers: int) -> Step:
+def step_with_tape(model: Any, optimizer: Any, backup_workers: int | None) -> Step:
     """Horovod's: the tape averages."""
 
     @tf.function
@@ -49,7 +50,7 @@ def step_with_tape(model: Any, optimizer: Any, backup_workers: int) -> Step:
     return step
 
 
-def step_that_leaves(model: Any, optimizer: Any, backup_workers: int) -> Step:
+def step_that_leaves(model: Any, optimizer: Any, backup_workers: int | None) -> Step:
     """Ours: the optimizer averages, and doomed work is left out."""
     optimizer = hvd.DistributedOptimizer(optimizer, backup_workers=backup_workers)
     optimizer.build(model.trainable_variables)
@@ -70,10 +71,17 @@ def step_that_leaves(model: Any, optimizer: Any, backup_workers: int) -> Step:
     return step
 
 
+def gradients_of_a_round(backup_workers: int | None) -> int:
+    """N of the N + b ranks; None: b is what `hvd-backup run -b` says."""
+    if backup_workers is None:
+        backup_workers = int(os.environ.get("HVD_BACKUP_WORKERS") or 0)
+    return max(hvd.size() - backup_workers, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="train a small model on digits")
     parser.add_argument("--data", type=Path, help="folder with the MNIST idx files")
-    parser.add_argument("--backup-workers", type=int, default=0, help="gradients to do without")
+    parser.add_argument("--backup-workers", type=int, help="default: as the launcher says, or 0")
     parser.add_argument("--tape", action="store_true", help="DistributedGradientTape")
     parser.add_argument("--steps", type=int, default=400, help="of all ranks together")
     parser.add_argument("--batch-size", type=int, default=32, help="images per rank and step")
@@ -89,7 +97,7 @@ def main() -> None:
     data = data.shard(hvd.size(), hvd.rank()).batch(args.batch_size)
 
     model = mlp(train_x.shape[1])
-    optimizer = keras.optimizers.Adam(args.lr * (hvd.size() - args.backup_workers))
+    optimizer = keras.optimizers.Adam(args.lr * gradients_of_a_round(args.backup_workers))
     make = step_with_tape if args.tape else step_that_leaves
     step = make(model, optimizer, args.backup_workers)
     for number, (x, y) in enumerate(data.take(args.steps // hvd.size())):

@@ -20,7 +20,7 @@ from hvd_backup.torch import ddp_hook
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="train on digits with Accelerate")
-    parser.add_argument("--backup-workers", type=int, default=0, help="gradients to do without")
+    parser.add_argument("--backup-workers", type=int, help="default: as the launcher says, or 0")
     parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args()
 

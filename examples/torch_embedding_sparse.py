@@ -91,7 +91,7 @@ def accuracy(model: nn.Module, texts: list[tuple[torch.Tensor, int]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="classify texts with a sparse embedding")
     parser.add_argument("--data", type=Path, help="folder with movie_reviews.zip")
-    parser.add_argument("--backup-workers", type=int, default=0, help="gradients to do without")
+    parser.add_argument("--backup-workers", type=int, help="default: as the launcher says, or 0")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32, help="texts per rank and step")
     parser.add_argument("--lr", type=float, default=0.1)

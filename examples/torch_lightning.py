@@ -23,7 +23,7 @@ from hvd_backup.torch import ddp_hook
 class Rounds(DDPStrategy):
     """(*) DDP's strategy, with a round in each backward pass."""
 
-    def __init__(self, backup_workers: int) -> None:
+    def __init__(self, backup_workers: int | None) -> None:
         # Buffers of a model with batch norm would be sent to all ranks before each forward pass.
         super().__init__(process_group_backend="gloo", broadcast_buffers=False)
         self.backup_workers = backup_workers
@@ -55,7 +55,7 @@ class Digits(LightningModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="train on digits with Lightning")
-    parser.add_argument("--backup-workers", type=int, default=0, help="gradients to do without")
+    parser.add_argument("--backup-workers", type=int, help="default: as the launcher says, or 0")
     parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args()
 

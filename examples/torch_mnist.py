@@ -8,6 +8,7 @@ digits of scikit-learn are used.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -48,10 +49,17 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
     return float(counts[0] / counts[1])
 
 
+def gradients_of_a_round(backup_workers: int | None) -> int:
+    """N of the N + b ranks; None: b is what `hvd-backup run -b` says."""
+    if backup_workers is None:
+        backup_workers = int(os.environ.get("HVD_BACKUP_WORKERS") or 0)
+    return max(hvd.size() - backup_workers, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="train a small CNN on digits")
     parser.add_argument("--data", type=Path, help="folder with the MNIST idx files")
-    parser.add_argument("--backup-workers", type=int, default=0, help="gradients to do without")
+    parser.add_argument("--backup-workers", type=int, help="default: as the launcher says, or 0")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=32, help="images per rank and step")
     parser.add_argument("--lr", type=float, default=0.01, help="learning rate for one gradient")
@@ -67,7 +75,7 @@ def main() -> None:
 
     model = cnn(channels=train[0][0].shape[0])
     # A round adds up this many gradients, and the learning rate follows them.
-    gradients = hvd.size() - args.backup_workers
+    gradients = gradients_of_a_round(args.backup_workers)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr * gradients, momentum=0.9)
     # Horovod: the same, without backup_workers.
     optimizer = hvd.DistributedOptimizer(

@@ -10,6 +10,7 @@ the blocks of He et al. (2015) and a stem for small images.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -135,7 +136,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="train a ResNet on small images")
     parser.add_argument("--data", type=Path, help="folder with CIFAR-10 binaries or MNIST files")
     parser.add_argument("--arch", choices=sorted(BLOCKS), default="tiny")
-    parser.add_argument("--backup-workers", type=int, default=0, help="gradients to do without")
+    parser.add_argument("--backup-workers", type=int, help="default: as the launcher says, or 0")
     parser.add_argument("--fp16-allreduce", action="store_true", help="gradients travel as float16")
     parser.add_argument("--amp", action="store_true", help="forward pass in float16")
     parser.add_argument("--batches-per-allreduce", type=int, default=1, help="to accumulate")
@@ -152,6 +153,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def gradients_of_a_round(backup_workers: int | None) -> int:
+    """N of the N + b ranks; None: b is what `hvd-backup run -b` says."""
+    if backup_workers is None:
+        backup_workers = int(os.environ.get("HVD_BACKUP_WORKERS") or 0)
+    return max(hvd.size() - backup_workers, 1)
+
+
 def main() -> None:
     args = arguments()
     hvd.init()
@@ -165,7 +173,7 @@ def main() -> None:
 
     model = resnet(args.arch, channels=train[0][0].shape[0])
     # A round adds up this many gradients, and the learning rate follows them.
-    gradients = (hvd.size() - args.backup_workers) * args.batches_per_allreduce
+    gradients = gradients_of_a_round(args.backup_workers) * args.batches_per_allreduce
     optimizer = torch.optim.SGD(
         model.parameters(), lr=args.base_lr, momentum=args.momentum, weight_decay=args.wd
     )

@@ -26,7 +26,7 @@ class RoundsTrainer(Trainer):
     """(*) With a round in each backward pass."""
 
     hook: ddp_hook.DdpHook | None = None
-    backup_workers = 0
+    backup_workers: int | None = None
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.hook is None:  # the model has just been wrapped
@@ -65,7 +65,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="train on digits with the Trainer")
-    parser.add_argument("--backup-workers", type=int, default=0, help="gradients to do without")
+    parser.add_argument("--backup-workers", type=int, help="default: as the launcher says, or 0")
     parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args()
 

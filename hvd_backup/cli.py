@@ -157,7 +157,7 @@ def run(
 
     root, cores = os.geteuid() == 0, len(os.sched_getaffinity(0))
     try:
-        if backup_workers is None:
+        if backup_workers is None:  # a program may choose, if nobody else does
             backup_workers = Config.from_env(os.environ).backup_workers
         job = runner.Job(
             ranks=ranks,

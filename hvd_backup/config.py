@@ -49,9 +49,9 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
 class Config:
     """Defaults of a process, from the ``HVD_BACKUP_*`` environment variables."""
 
-    backup_workers: int = 0
-    """``HVD_BACKUP_WORKERS``: b, how many of the R ranks a round does not wait for. One rank alone
-    has none."""
+    backup_workers: int | None = None
+    """``HVD_BACKUP_WORKERS``: b, how many of the R ranks a round does not wait for; None: 0. One
+    rank alone has none."""
     timeout: float = 600.0
     """``HVD_BACKUP_TIMEOUT``: seconds in one wait, after which ``RoundTimeout`` is raised."""
     window: int | None = None
@@ -79,6 +79,16 @@ class Config:
     """``HOROVOD_LOG_LEVEL``: trace, debug, info, warning, error, fatal; None: as logging has it."""
     timeline: str = ""
     """``HOROVOD_TIMELINE``: the file that rank 0 writes what its calls spent their time with to."""
+
+    def contradicted_by(self, backup_workers: int | None) -> str:
+        """What to say of an argument that overrides ``HVD_BACKUP_WORKERS``; empty if nothing."""
+        if None in (backup_workers, self.backup_workers) or backup_workers == self.backup_workers:
+            return ""
+        return (
+            f"the program's backup_workers={backup_workers} overrides HVD_BACKUP_WORKERS="
+            f"{self.backup_workers} (which `hvd-backup run -b` sets); leave the argument None to "
+            "follow the launcher"
+        )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -151,7 +161,7 @@ class RoundOptions:
         """
         b, name = backup_workers, "backup_workers"
         if b is None:
-            b, name = config.backup_workers, "HVD_BACKUP_WORKERS"
+            b, name = config.backup_workers or 0, "HVD_BACKUP_WORKERS"
             b = 0 if world == 1 else b
         if isinstance(b, bool) or not isinstance(b, int):
             raise TypeError(f"backup_workers must be an int, not {b!r}")

@@ -83,6 +83,7 @@ class Exchange:
         self.nbytes = nbytes
         self._runtime = world
         self._which = world.exchanges + 1
+        world.warn_if_contradicted(backup_workers)
         self._call = f"collective {self._which}, {name}{world.where}"
         self._short = f"{name[:80]}{world.where}"
         call = f"{name}{world.where} with {self.options}{', op=Sum' if add else ''}"

@@ -95,6 +95,7 @@ class Runtime:
         self.one_at_a_time = threading.RLock()
         """Held by the thread that is in a call which all ranks make together."""
         self._last_call = ""
+        self._contradicted = False
         self.rounds = 0
         """Rounds this rank has been through, all exchanges together."""
         self._notes = places.shared_segment(Board.bytes(self.size))
@@ -187,6 +188,17 @@ class Runtime:
         Not what ``together.agree`` raises: all have that already, and may go on.
         """
         return SettingUp(self)
+
+    def warn_if_contradicted(self, backup_workers: int | None) -> None:
+        """Say once, on rank 0, that an argument overrides the launcher's setting.
+
+        Not in a process set: its ranks have a number of their own.
+        """
+        if self.rank == 0 and self.size > 1 and not self.where and not self._contradicted:
+            told = self.config.contradicted_by(backup_workers)
+            if told:
+                self._contradicted = True
+                log.warning("%s", told)
 
     def failing_together(self) -> _FailingTogether:
         """A context in which an error of this package reaches the other ranks as well."""

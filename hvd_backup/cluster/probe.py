@@ -110,9 +110,15 @@ def local() -> None:
     """The world that `hvd-backup run --no-mpi` makes; no MPI is loaded."""
     import hvd_backup as hb
 
+    _wait_for_all()
     hb.init()
     tell(rank=hb.rank(), size=hb.size(), ranks=hb.allgather_object(alone()))
     _mean()
+
+
+def _wait_for_all() -> None:
+    """The probe's mean is over all ranks, whatever programs are to do."""
+    os.environ.pop("HVD_BACKUP_WORKERS", None)
 
 
 def _mean() -> None:
@@ -122,6 +128,7 @@ def _mean() -> None:
     import hvd_backup as hb
     from hvd_backup.runtime import current
 
+    _wait_for_all()
     hb.init()
     mean, _ = hb.partial_allreduce(np.full(8, float(hb.rank())), backup_workers=0)
     if not np.all(mean == (hb.size() - 1) / 2):

@@ -21,7 +21,8 @@ class Job:
     """What is to be run."""
 
     ranks: int
-    backup_workers: int
+    backup_workers: int | None
+    """None: 0, and not a word of it to the ranks, whose programs may choose."""
     command: Sequence[str]
     hosts: str | None = None
     """``name:ranks,name:ranks`` or ``name,name``; None is this machine, or the allocation."""
@@ -35,7 +36,7 @@ def check(job: Job) -> None:
     """Raise ValueError, with the way out, for what cannot be run."""
     if not job.command:
         raise ValueError("no command to run: hvd-backup run -np 4 -b 1 -- python train.py")
-    if job.backup_workers >= job.ranks:
+    if (job.backup_workers or 0) >= job.ranks:
         raise ValueError(
             f"{job.backup_workers} backup workers among {job.ranks} ranks leave nobody to wait "
             f"for: use -b {job.ranks - 1} or less"
@@ -106,7 +107,8 @@ def ranks_environment(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
         for name in sorted(environ)
         if name.startswith("HVD_BACKUP_") and name not in launch.LOCAL_VARIABLES
     }
-    ours["HVD_BACKUP_WORKERS"] = str(job.backup_workers)
+    if job.backup_workers is not None:
+        ours["HVD_BACKUP_WORKERS"] = str(job.backup_workers)
     # As with torchrun: without it every rank would take all cores.
     ours["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS") or "1"
     return {**ours, **job.variables}

@@ -146,6 +146,15 @@ def test_a_dry_run_prints_a_command_that_a_shell_can_read_and_runs_nothing():
     assert "HVD_BACKUP_WORKERS=1" in words or "HVD_BACKUP_WORKERS" in words
 
 
+def test_without_b_the_program_may_choose():
+    environ = {"HOME": "/root"}
+    assert "HVD_BACKUP_WORKERS" not in run.ranks_environment(run.Job(2, None, ["true"]), environ)
+    assert run.ranks_environment(run.Job(2, 0, ["true"]), environ)["HVD_BACKUP_WORKERS"] == "0"
+    result = cli("-np", "2", "--dry-run", "true")
+    assert result.exit_code == 0
+    assert "HVD_BACKUP_WORKERS=0" not in result.stdout
+
+
 def test_options_after_the_command_are_the_commands():
     result = cli("-np", "2", "--dry-run", "python", "train.py", "-np", "7", "--help")
     assert shlex.split(result.stdout)[-5:] == ["python", "train.py", "-np", "7", "--help"]

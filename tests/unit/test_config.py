@@ -18,7 +18,7 @@ def resolve(config=None, *, world=4, nbytes=1000, **options):
 
 
 def test_an_empty_environment_gives_the_defaults():
-    assert Config.from_env({}) == Config(backup_workers=0, timeout=600, window=None, grace=0)
+    assert Config.from_env({}) == Config(backup_workers=None, timeout=600, window=None, grace=0)
     assert Config.from_env({"HVD_BACKUP_WORKERS": " "}) == Config()
 
 
@@ -62,6 +62,16 @@ def test_an_argument_beats_the_environment():
     assert resolve(config) == RoundOptions(1, "drop", 0.5, 7, 5.0)
     given = {"backup_workers": 0, "grace": 0.0, "window": 2, "timeout": 9}
     assert resolve(config, **given, late="carry") == RoundOptions(0, "carry", 0.0, 2, 9.0)
+
+
+def test_an_argument_that_contradicts_the_environment_is_told_with_both_numbers():
+    told = Config(backup_workers=1).contradicted_by(0)
+    assert "backup_workers=0 overrides HVD_BACKUP_WORKERS=1" in told
+    assert "leave the argument None" in told
+    assert "overrides HVD_BACKUP_WORKERS=0" in Config(backup_workers=0).contradicted_by(1)
+    assert Config(backup_workers=1).contradicted_by(1) == ""
+    assert Config(backup_workers=1).contradicted_by(None) == ""
+    assert Config().contradicted_by(1) == ""
 
 
 @pytest.mark.parametrize("b", [-1, 4, 5])
