@@ -18,13 +18,15 @@ def broadcast_variables(
 ) -> None:
     """Give every rank `root_rank`'s values, all variables in one call.
 
-    `variables` are TensorFlow's or Keras'. Raises Mismatch, on every rank, when their number,
-    shapes or dtypes differ. `inplace` changes nothing: memory is used for one copy of all.
+    `variables` are TensorFlow's or Keras', of any dtype that numpy has, or strings. Raises
+    TypeError for others, with the variable's name, before anything is sent; Mismatch, on every
+    rank, when their number, shapes or dtypes differ. `inplace` changes nothing: memory is used for
+    one copy of all.
     """
     where = where_of(process_set)
     collectives.check_root(root_rank)
     variables = list(variables)
-    values = [tf.convert_to_tensor(v) for v in variables]
+    values = [_value_of(variable, i) for i, variable in enumerate(variables)]
     received = host_call(
         lambda *arrays: host.broadcast(arrays, root_rank, where),
         values,
@@ -32,6 +34,25 @@ def broadcast_variables(
     )
     for variable, value, old in zip(variables, received, values, strict=True):
         variable.assign(tf.ensure_shape(value, old.shape))
+
+
+def _value_of(variable: Any, i: int) -> Any:
+    problem = ""
+    if not callable(getattr(variable, "assign", None)):
+        problem = f"it is no variable, but {type(variable).__name__}"
+    else:
+        value = tf.convert_to_tensor(variable)
+        if not value.dtype.is_quantized and value.dtype not in (tf.resource, tf.variant):
+            return value
+        problem = f"its dtype is {value.dtype.name}"
+    raise TypeError(
+        f"broadcast_variables: {_name_of(variable)} (number {i}) cannot be sent: {problem}; leave "
+        "it out, and send what it holds by broadcast_object()"
+    )
+
+
+def _name_of(variable: Any) -> str:
+    return str(getattr(variable, "path", None) or getattr(variable, "name", None) or "an entry")
 
 
 def broadcast_global_variables(root_rank: int) -> None:

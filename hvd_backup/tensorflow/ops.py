@@ -45,8 +45,10 @@ def host_call(
     refuse_what_cannot_exchange()
 
     def run(turn: Any, *arrays: Array) -> list[Any]:
+        # A scalar string comes as what it holds.
+        given = (np.array(a, object) if isinstance(a, bytes) else a for a in arrays)
         try:
-            return [*function(*arrays), np.int64(turn + 1)]
+            return [*function(*given), np.int64(turn + 1)]
         except BaseException as error:
             _raised.append(error)
             del _raised[:-_KEPT]

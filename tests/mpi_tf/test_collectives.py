@@ -287,3 +287,69 @@ def test_the_ranks_of_a_process_set_make_calls_among_themselves():
             hvd.allreduce(mine(), process_set=first)
     hvd.barrier()
     assert hvd.remove_process_set(first)
+
+
+def test_strings_travel_in_calls_that_do_not_combine():
+    def text(rank=RANK, rows=None):
+        rows = rank + 1 if rows is None else rows
+        return np.array([[b"a\0" * rank, f"\u00e4{rank}{i}".encode()] for i in range(rows)], object)
+
+    splits = [RANK] + [1] * (SIZE - 1)
+
+    def program():
+        return [
+            hvd.allgather(tf.constant(text(), tf.string)),
+            hvd.broadcast(tf.constant(text(rows=2), tf.string), SIZE - 1),
+            hvd.broadcast(tf.constant(f"rank {RANK}"), 0),
+            hvd.alltoall(tf.constant(text(rows=SIZE), tf.string)),
+            *hvd.alltoall(tf.constant(text(rows=sum(splits) + 1), tf.string), splits),
+        ]
+
+    gathered, sent, scalar, swapped, uneven, counts = both_ways(program)
+    np.testing.assert_array_equal(gathered, np.concatenate([text(rank) for rank in RANKS]))
+    np.testing.assert_array_equal(sent, text(SIZE - 1, 2))
+    assert scalar.numpy() == b"rank 0"
+    np.testing.assert_array_equal(swapped, [text(rank, SIZE)[RANK] for rank in RANKS])
+    theirs = [(rank + RANK - 1, 1) if RANK else (0, rank) for rank in RANKS]
+    parts = [text(r, 2 * SIZE)[a : a + n] for r, (a, n) in zip(RANKS, theirs, strict=True)]
+    np.testing.assert_array_equal(uneven, np.concatenate(parts))
+    np.testing.assert_array_equal(counts, [n for _, n in theirs])
+    for call in (hvd.allreduce, hvd.reducescatter):
+        with pytest.raises(ValueError, match="strings cannot be combined; allgather and broadcast"):
+            call(tf.constant(["a"]))
+
+
+def test_variables_of_every_dtype_are_sent_or_refused_by_name():
+    dtypes = ["bool", "uint8", "int16", "uint32", "int64", "float16", "bfloat16", "float64"]
+    dtypes += ["complex64", "float8_e5m2", "float8_e4m3fn"]
+    variables = [tf.Variable(tf.cast([1.0 * RANK, 1, 2], dtype)) for dtype in dtypes]
+    variables += [tf.Variable(tf.zeros((0, 3))), tf.Variable(f"rank {RANK}")]
+    variables.append(tf.Variable(["a" * (1 + RANK), "b"], name="words"))
+    hvd.broadcast_variables(variables, SIZE - 1)
+    for variable, dtype in zip(variables, dtypes, strict=False):
+        assert variable.dtype.name == dtype
+        expected = tf.cast([SIZE - 1.0, 1, 2], dtype)
+        assert np.asarray(variable).tobytes() == np.asarray(expected).tobytes()
+    assert variables[-2].numpy() == f"rank {SIZE - 1}".encode()
+    assert variables[-1].numpy().tolist() == [b"a" * SIZE, b"b"]
+
+    quantized = tf.quantization.quantize([0.0, 1.0], 0.0, 1.0, tf.qint8).output
+    table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1, name="vocabulary")
+    for entry, words in (
+        (
+            tf.Variable(quantized, name="small"),
+            r"small.* \(number 1\) cannot be sent: its dtype is",
+        ),
+        (table, r"\(number 1\) cannot be sent: it is no variable, but MutableHashTable"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            hvd.broadcast_variables([variables[0], entry], 0)
+    # Nothing was sent: the ranks still agree on what comes next.
+    hvd.broadcast_variables(variables, 0)
+
+
+def test_variables_of_other_kinds_on_other_ranks_are_a_mismatch():
+    variable = tf.Variable(["a"]) if RANK else tf.Variable([1])
+    if SIZE > 1:
+        with pytest.raises(hvd.Mismatch, match="string"):
+            hvd.broadcast_variables([variable], 0)

@@ -39,6 +39,19 @@ def test_the_example_runs_on_three_ranks_with_a_backup_worker():
     assert re.search(r"per rank: \[\d+, \d+, \d+\]", run.stdout), str(run)
 
 
+def test_the_example_follows_the_launcher_and_says_so_if_it_does_not():
+    asked = {"HVD_BACKUP_WORKERS": "1"}
+    run = run_ranks(2, EXAMPLE, "--epochs", 1, env=asked)
+    assert run.returncode == 0, str(run)
+    late = re.search(r"per rank: \[(\d+), (\d+)\]", run.stdout).groups()
+    assert sum(map(int, late)) > 0, str(run)
+    assert "overrides" not in run.stderr, str(run)
+    run = run_ranks(2, EXAMPLE, "--epochs", 1, "--backup-workers", 0, env=asked)
+    assert run.returncode == 0, str(run)
+    assert "per rank: [0, 0]" in run.stdout, str(run)
+    assert run.stderr.count("backup_workers=0 overrides HVD_BACKUP_WORKERS=1") == 1, str(run)
+
+
 def test_the_example_reads_mnist_files(tmp_path):
     for part, count in (("train", 64), ("t10k", 16)):
         images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8)
