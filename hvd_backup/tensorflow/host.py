@@ -81,7 +81,7 @@ def alltoall(
     call = operations.alltoall(lengths, splits.tolist(), where)
     rows, counts = operations.complete(call)
     if _is_text(array):
-        sent = operations.splits_of(len(array), splits.tolist(), where.process_set.size())
+        sent = operations.splits_of(len(array), splits.tolist(), len(counts))
         ends = np.cumsum([0, *sent])
         parts = [int(lengths.array[a:b].sum()) for a, b in itertools.pairwise(ends)]
         # Rows that no rank is sent stay at the end.
