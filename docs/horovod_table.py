@@ -34,12 +34,15 @@ SAME_BUT = {
     "add_process_set": "HOROVOD_DYNAMIC_PROCESS_SETS is not needed",
     "remove_process_set": "HOROVOD_DYNAMIC_PROCESS_SETS is not needed",
     "HorovodInternalError": "the base of all errors of hvd_backup: `hvd_backup.Error`",
+    "BroadcastGlobalVariablesCallback": "also the state of a model's own optimizers; again, it "
+    "sends what is new to another fit",
 }
 
 # How a name that is there differs in what it does, in any module that has it.
 DIFFERENCES = {
     "DistributedOptimizer": "returns the optimizer itself, with hooks, not a subclass; a step is "
     "one round of all gradients",
+    "MetricAverageCallback": "each rank counts by the samples that its metric saw; arrays, too",
     "poll": "may wait for the other ranks: it takes part in what they wait for",
     "start_timeline": "of collectives, not of rounds; HOROVOD_TIMELINE=DYNAMIC is not needed; "
     "`mark_cycles` changes nothing",
