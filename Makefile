@@ -54,7 +54,8 @@ MODULE_FILES := $(filter-out csrc/tests/%,$(CPP_FILES)) $(CPP_BUILD)
 
 .PHONY: help demo bench bench-training bench-keras bench-choices bench-control bench-gpu \
         bench-save test test-cpp test-unit test-mpi test-tf test-no-mpi test-gpu test-scenarios \
-        test-timed test-hosts test-launchers other-mpis horovod docs-horovod sanitize lint \
+        test-timed test-hosts test-launchers other-mpis horovod horovod-tensorflow docs-horovod \
+        sanitize lint \
         lint-python lint-types lint-layers lint-cpp lint-tidy lint-text format clean distclean
 
 help:
@@ -78,6 +79,7 @@ help:
 	@echo "make test-launchers  mpirun of several MPIs, Slurm, horovodrun: those that are there"
 	@echo "make docs-horovod    write docs/horovod.md, the table of Horovod's names"
 	@echo "make horovod         build Horovod for test-launchers          (5 minutes, once)"
+	@echo "make horovod-tensorflow  the same with TensorFlow              (5 minutes, once)"
 	@echo "make test-gpu        kernels and exchange on a GPU; installs nothing, needs no mpirun"
 	@echo "make bench-gpu       kernels beside the GPU's copies, steps beside its copy engines"
 	@echo "make sanitize        the C++ tests under ASan, UBSan and TSan"
@@ -262,6 +264,9 @@ other-mpis: $(DONE)/extension
 
 horovod: $(DONE)/extension
 	tests/launchers/build_horovod.sh
+
+horovod-tensorflow: $(DONE)/extension $(DONE)/tensorflow
+	tests/launchers/build_horovod_tensorflow.sh
 
 # Also where there is no package registry and no mpirun: with the Python that is found, in place.
 test-gpu:

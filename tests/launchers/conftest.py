@@ -95,6 +95,25 @@ def horovod(open_mpi):
 
 
 @pytest.fixture(scope="session")
+def horovod_tensorflow(open_mpi):
+    """The same, for `import horovod.tensorflow`."""
+    find = subprocess.run(
+        [HERE / "build_horovod_tensorflow.sh", "--find"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if find.returncode:
+        how = find.stderr.strip() or "make horovod-tensorflow (5 minutes)"
+        pytest.skip(f"Horovod is not built for this TensorFlow yet: {how}")
+    return {
+        "PYTHONPATH": find.stdout.strip(),
+        "PATH": os.pathsep.join([str(Path(open_mpi).parent), os.environ["PATH"]]),
+        "LD_LIBRARY_PATH": str(Path(sys.prefix) / "lib"),
+    }
+
+
+@pytest.fixture(scope="session")
 def other_mpi():
     """The bin folder, with python and mpirun, of an environment of make_env.sh, by its name."""
 

@@ -26,10 +26,22 @@ print(json.dumps({
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_horovod_does_what_the_tests_expect_of_ours(horovod, open_mpi, ranks, file):
+    run_beside({**horovod, "HVD_BACKUP_BESIDE": "horovod.torch"}, open_mpi, ranks, file)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_horovods_tensorflow_does_what_the_tests_expect_of_ours(
+    horovod_tensorflow, open_mpi, ranks
+):
+    beside = {**horovod_tensorflow, "HVD_BACKUP_BESIDE": "horovod.tensorflow"}
+    run_beside(beside, open_mpi, ranks, "tests/mpi_tf/test_horovod_tensorflow.py")
+
+
+def run_beside(env, open_mpi, ranks, file):
     pytest_words = ["--color=no", "--with-mpi", "-m", "mpi", "-q", file]
     run = run_command(
         *(open_mpi, "-n", ranks, sys.executable, "-m", "pytest", *pytest_words),
-        env={**horovod, "HVD_BACKUP_BESIDE": "horovod.torch"},
+        env=env,
         timeout=360,
     )
     assert run.returncode == 0, run

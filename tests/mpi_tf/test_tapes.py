@@ -125,9 +125,14 @@ def test_what_a_graph_has_no_tensor_for_is_an_error_on_the_rank_that_lacks_it():
     step(0)
     hvd.barrier()
     words = "Variable:0 has a gradient on another rank, but had none when"
-    with pytest.raises(hvd.Mismatch, match=words), hvd.native_errors():
+
+    @hvd.native_errors()
+    def steps_that_differ():
         step(1 if RANK == 0 else 0)
         hvd.barrier()
+
+    with pytest.raises(hvd.Mismatch, match=words):
+        steps_that_differ()
     hvd.shutdown()
     hvd.init()
 
