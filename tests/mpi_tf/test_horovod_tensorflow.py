@@ -8,7 +8,7 @@ from mpi_tf import models  # noqa: F401, sets TensorFlow up
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(120)]
 
-FACTOR = 0.19151945
+FACTOR = float(np.float32(0.19151945))  # Horovod passes it on in float32
 WIDE = {"float16": "float32", "float32": "float32", "float64": "float64", "int32": "float64"}
 
 
@@ -17,9 +17,17 @@ def whole_numbers(dtype, rows=3 * SIZE):
     return np.random.default_rng(1).integers(-100, 100, (rows, 5)).astype(dtype)
 
 
-def both_ways(program):
+def both_ways(program, x):
+    """Eagerly and in a graph, of which `x` is an argument: Horovod needs names of tensors there."""
     for run in (program, tf.function(program)):
-        yield run()
+        yield run(tf.constant(x))
+
+
+def check(call, x, before, after):
+    for got in both_ways(lambda t: call(t, prescale_factor=FACTOR), x):
+        np.testing.assert_array_equal(got, before)
+    for got in both_ways(lambda t: call(t, postscale_factor=FACTOR), x):
+        np.testing.assert_array_equal(got, after)
 
 
 @pytest.mark.parametrize("dtype", WIDE)
@@ -27,43 +35,34 @@ def test_factors_of_an_allreduce_are_applied_in_float32_or_wider(hvd, dtype):
     x, wide = whole_numbers(dtype), np.dtype(WIDE[dtype]).type
     before = (wide(FACTOR) * x.astype(wide)).astype(dtype) * np.dtype(dtype).type(SIZE)
     after = (wide(FACTOR) * (x.astype(wide) * SIZE)).astype(dtype)
-    tensor = tf.constant(x)
-    calls = [
-        lambda **factors: hvd.allreduce(tensor, op=hvd.Sum, **factors),
-        lambda **factors: hvd.grouped_allreduce([tensor, tensor], op=hvd.Sum, **factors)[1],
-    ]
-    for call in calls:
-        for got in both_ways(lambda call=call: call(prescale_factor=FACTOR)):
-            np.testing.assert_array_equal(got, before)
-        for got in both_ways(lambda call=call: call(postscale_factor=FACTOR)):
-            np.testing.assert_array_equal(got, after)
+    check(lambda t, **factors: hvd.allreduce(t, op=hvd.Sum, **factors), x, before, after)
+    check(
+        lambda t, **factors: hvd.grouped_allreduce([t, t + t], op=hvd.Sum, **factors)[0],
+        *(x, before, after),
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_factors_of_a_reducescatter_are_applied_in_float32(hvd, dtype):
     x = whole_numbers(dtype)
-    tensor = tf.constant(x)
     part = x[3 * RANK : 3 * RANK + 3].astype("float32")
     before = (np.float32(FACTOR) * part).astype(dtype) * np.dtype(dtype).type(SIZE)
     after = (np.float32(FACTOR) * (part * SIZE)).astype(dtype)
-    for got in both_ways(lambda: hvd.reducescatter(tensor, op=hvd.Sum, prescale_factor=FACTOR)):
-        np.testing.assert_array_equal(got, before)
-    for got in both_ways(lambda: hvd.reducescatter(tensor, op=hvd.Sum, postscale_factor=FACTOR)):
-        np.testing.assert_array_equal(got, after)
+    check(lambda t, **factors: hvd.reducescatter(t, op=hvd.Sum, **factors), x, before, after)
 
 
 def test_the_gradient_of_an_allreduce_has_its_factors(hvd):
-    x = tf.constant(whole_numbers("float32"))
     factors = {"prescale_factor": 0.5, "postscale_factor": 3.0}
 
-    def program():
+    def program(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
             total = tf.reduce_sum(hvd.allreduce(x, op=hvd.Sum, **factors)) * (RANK + 1.0)
         return tape.gradient(total, x)
 
+    x = whole_numbers("float32")
     expected = 1.5 * sum(range(1, SIZE + 1))
-    for got in both_ways(program):
+    for got in both_ways(program, x):
         np.testing.assert_allclose(got, np.full(x.shape, expected), rtol=1e-6)
 
 
