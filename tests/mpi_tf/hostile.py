@@ -15,6 +15,9 @@ OPTIMIZERS = [
     lambda: keras.optimizers.AdamW(0.05, weight_decay=0.3),
     lambda: keras.optimizers.Adagrad(0.1, use_ema=True, ema_momentum=0.5),
     lambda: keras.optimizers.Nadam(0.05, clipnorm=0.7, weight_decay=0.1),
+    lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=2), initial_scale=2.0
+    ),
 ]
 CONSTRAINTS = [None, keras.constraints.MaxNorm(0.7)]
 TASKS = 3

@@ -123,6 +123,30 @@ def test_several_passes_make_one_step():
         optimizer.close()
 
 
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_of_several_passes_each_counts_and_what_none_of_them_has_stays_as_it_is(in_graph):
+    options = {"backward_passes_per_step": 2, "backup_workers": B}
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0, momentum=0.5), **options)
+    first, second = vs = variables((2,), (2,))
+    optimizer.build(vs)
+    steps = [
+        lambda: optimizer.apply([tf.ones(2), None], vs),
+        lambda: optimizer.apply([tf.ones(2)], [second]),
+    ]
+    if in_graph:
+        steps = [tf.function(step) for step in steps]
+    for task in (0, 1, 1, 0):  # each first pass is also a last one, of another step
+        steps[task]()
+    np.testing.assert_allclose(np.asarray(first), [-2.5, -2.5])  # 1, then 1 and half of it
+    np.testing.assert_allclose(np.asarray(second), [-2.5, -2.5])
+    for _ in range(2):
+        steps[1]()
+    np.testing.assert_allclose(np.asarray(first), [-2.5, -2.5])  # and not moved by its momentum
+    np.testing.assert_allclose(np.asarray(second), [-5.25, -5.25])
+    assert optimizer.stats().rounds == 3
+    optimizer.close()
+
+
 def test_slices_are_refused_in_several_passes_unless_they_are_made_dense():
     (table,) = variables((4, 2))
     slices = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([1]), tf.constant([4, 2]))

@@ -51,6 +51,17 @@ def test_bfloat16_is_rounded_as_torch_rounds():
     assert got.view(torch.bfloat16).isnan().all()
 
 
+def test_halves_are_scaled_in_float32_and_rounded_before_they_are_added():
+    values = np.random.default_rng(0).uniform(-100, 100, 1000).astype(np.float16)
+    factor = np.float32(0.1915)
+    scaled = (values.astype(np.float32) * factor).astype(np.float16)
+    got = reduced(values, Reduction(Sum, before=float(factor)), size=3)
+    assert np.array_equal(got, (3 * scaled.astype(np.float32)).astype(np.float16))
+    assert not np.array_equal(scaled, values * np.float16(factor))
+    got = reduced(values, Reduction(Sum, after=float(factor)), size=3)
+    assert np.array_equal(got, (3 * values.astype(np.float32) * factor).astype(np.float16))
+
+
 def test_arrays_of_a_group_come_back_in_their_places_shapes_and_dtypes():
     batch = [np.ones((2, 3), np.float32), np.array(4), np.zeros((0, 2), np.float32), np.ones(2)]
     results = wire.allreduce(

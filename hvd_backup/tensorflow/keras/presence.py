@@ -15,24 +15,34 @@ Apply = Callable[[Sequence[Any], Sequence[Any]], Any]
 
 
 def apply_present(
-    optimizer: Any, results: Sequence[Any], variables: Sequence[Any], present: Any, apply: Apply
+    optimizer: Any,
+    results: Sequence[Any],
+    variables: Sequence[Any],
+    present: Any,
+    expected: Sequence[bool],
+    apply: Apply,
 ) -> None:
     """`apply(results, variables)` in a graph, as Keras does where a gradient is None.
 
     `present` is a bool tensor [number of variables]. A variable without a gradient stays as it is,
-    its state too: no momentum, no weight decay, no constraint.
+    its state too: no momentum, no weight decay, no constraint. `expected` is what `present` mostly
+    is: what this rank has itself. That is then what one process would run.
     """
+    if not any(expected):
+        expected = [True] * len(variables)
+    some = [i for i, there in enumerate(expected) if there]
 
-    def all_of_them() -> Any:
-        apply(results, variables)
+    def as_expected() -> Any:
+        apply([results[i] for i in some], [variables[i] for i in some])
         return tf.constant(0)
 
-    def some_of_them() -> Any:
+    def whatever_there_is() -> Any:
         with _only_where(present, optimizer, variables):
             apply(_harmless(results, variables, present), variables)
         return tf.constant(0)
 
-    tf.cond(tf.reduce_all(present), all_of_them, some_of_them)
+    same = tf.reduce_all(tf.equal(present, tf.constant(expected, tf.bool)))
+    tf.cond(same, as_expected, whatever_there_is)
 
 
 def variable_of(variable: Any) -> Any:

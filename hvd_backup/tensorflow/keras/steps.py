@@ -132,7 +132,8 @@ class Steps:
         self._steps_outside += 1
         variables = _variables_of(optimizer)
         if there is not None:
-            return apply_present(optimizer, mine.gradients, variables, there, apply)
+            everything = [True] * len(variables)
+            return apply_present(optimizer, mine.gradients, variables, there, everything, apply)
         given = sorted(mine.given)
         return apply([mine.gradients[i] for i in given], [variables[i] for i in given])
 
@@ -154,6 +155,7 @@ class Steps:
             [gradients[i] for i in some],
             [_variables_of(optimizer)[i] for i in some],
             tf.stack([there[i] for i in some]),
+            [mine.gradients[i] is not None for i in some],
             apply,
         )
 
