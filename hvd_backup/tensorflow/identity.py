@@ -52,13 +52,16 @@ def check_same(everybody: Sequence[Sequence[Identity]]) -> None:
     counts = [len(mine) for mine in everybody]
     if len(set(counts)) > 1:
         told = ", ".join(f"rank {rank}: {count}" for rank, count in enumerate(counts))
-        raise errors.Mismatch(f"the ranks disagree on the number of variables: {told}")
+        raise errors.Mismatch(
+            f"the ranks disagree on the number of variables: {told}; give every rank the same ones "
+            "(an optimizer: build() it with all)"
+        )
     if not (_same(everybody, "name") or _same(everybody, "from_the_end")):
         i = _first_difference(everybody, "name")
         told = ", ".join(f"rank {rank}: {mine[i].name}" for rank, mine in enumerate(everybody))
         raise errors.Mismatch(
             f"the ranks disagree on what variable {i} is: {told}; give every rank the same "
-            "variables in the same order, with the same names"
+            "variables in the same order, with the same names (an optimizer: build() it with all)"
         )
     if not _same(everybody, "turn"):
         i = _first_difference(everybody, "turn")

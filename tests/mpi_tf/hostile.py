@@ -34,7 +34,7 @@ class Hostile:
         shapes = [(3,), (3, 2), (2,)]
         names = [None, "w", "w", "other"]
         self.variables, self.copies = [], []
-        for i in range(int(rng.integers(5, 8))):
+        for i in range(int(rng.integers(4, 7))):
             start = rng.standard_normal(shapes[rng.integers(3)]).astype("float32")
             name = names[rng.integers(len(names))]
             constraint = CONSTRAINTS[rng.integers(2)] if start.ndim == 2 else None

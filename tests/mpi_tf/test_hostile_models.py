@@ -39,8 +39,11 @@ def sometimes_late(step):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
-@pytest.mark.parametrize("seed", range(len(OPTIMIZERS)))
+# In a graph fewer of them: each takes seconds to be traced.
+SEEDS = [(seed, False) for seed in range(len(OPTIMIZERS))] + [(seed, True) for seed in (1, 2, 5)]
+
+
+@pytest.mark.parametrize(("seed", "graph"), SEEDS)
 def test_an_optimizer_leaves_replicas_identical_and_does_what_one_process_would(seed, graph):
     model, options = Hostile(seed), ROUNDS[(seed + graph) % 3]
     optimizer = hvd.DistributedOptimizer(OPTIMIZERS[seed](), **options)
