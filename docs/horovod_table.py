@@ -34,8 +34,8 @@ SAME_BUT = {
     "add_process_set": "HOROVOD_DYNAMIC_PROCESS_SETS is not needed",
     "remove_process_set": "HOROVOD_DYNAMIC_PROCESS_SETS is not needed",
     "HorovodInternalError": "the base of all errors of hvd_backup: `hvd_backup.Error`",
-    "BroadcastGlobalVariablesCallback": "also the state of a model's own optimizers; again, it "
-    "sends what is new to another fit",
+    "BroadcastGlobalVariablesCallback": "also the state of a model's own optimizers; in another "
+    "`fit` it sends what is new",
 }
 
 # How a name that is there differs in what it does, in any module that has it.
