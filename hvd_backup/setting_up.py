@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from hvd_backup import errors
-
-if TYPE_CHECKING:
-    from hvd_backup.runtime import Runtime
 
 
 class AllRanks:
     """All ranks, as the place of a table."""
 
-    def __init__(self, world: Runtime) -> None:
+    def __init__(self, world: Any) -> None:
         self._world = weakref.proxy(world)  # which owns the table
 
     def gate(
@@ -41,7 +38,7 @@ class AllRanks:
 class SettingUp:
     """A context; see ``Runtime.setting_up()``."""
 
-    def __init__(self, world: Runtime) -> None:
+    def __init__(self, world: Any) -> None:
         self._world = world
 
     def __enter__(self) -> None:
