@@ -25,8 +25,8 @@ TF_SPLITS = 2x1
 NO_MPI_WORLDS = 3
 NO_MPI_FILES = worlds collectives partial_allreduce horovod_collectives horovod_odd_inputs pieces \
                async process_sets optimizer gradients attempt staged synchronize sparse_gradients \
-               abstain grad_scaler horovod_arguments rounds_of_sets ddp_hook kept_gradients \
-               outermost_step taking_over hostile_models
+               abstain grad_scaler horovod_arguments rounds_of_sets ddp_hook join_in_rounds \
+               kept_gradients outermost_step taking_over hostile_models
 # Of these, those whose gradients may lie in device memory that all ranks map.
 MAPPED_FILES = mapped optimizer gradients attempt synchronize sparse_gradients abstain grad_scaler \
                rounds_of_sets kept_gradients hostile_models
