@@ -20,6 +20,7 @@ from torch import nn, optim
 
 import hvd_backup as hb
 import hvd_backup.torch as hvd
+from hvd_backup import runtime
 from hvd_backup.exchange import Exchange
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(90)]
@@ -146,6 +147,33 @@ def test_a_model_that_is_gone_everywhere_needs_no_care():
         if RANK % 2:
             gc.collect()
         assert hvd.join() == 0
+
+
+def test_an_exchange_is_closed_at_the_next_set_up_once_it_is_gone_on_all_ranks():
+    attended = runtime.current().attended
+
+    def epoch():
+        model = small_model()
+        opt = distribute(model)
+        train(model, opt, 1)
+        return opt, max(attended)
+
+    opt, first = epoch()
+    if RANK == 0:
+        del opt
+        gc.collect()
+    hvd.barrier()
+    second = epoch()[1]
+    assert (first in attended) == (SIZE > 1)
+    opt = None
+    gc.collect()
+    hvd.barrier()
+    kept, third = epoch()
+    assert first not in attended
+    assert second not in attended
+    assert third in attended
+    kept.close()
+    assert third not in attended
 
 
 def test_what_user_code_has_of_a_gradient_stays():
