@@ -142,6 +142,7 @@ class _Distributed:
                 return own.apply(grads)  # raises, or does nothing
             with keras.name_scope(optimizer.name, caller=optimizer):
                 optimizer.build(list(trainable_variables))
+            optimizer.built = True
         if trainable_variables is None:
             trainable_variables = optimizer._trainable_variables  # noqa: SLF001
         variables = list(trainable_variables)
