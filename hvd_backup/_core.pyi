@@ -113,14 +113,17 @@ class Collective:
         timeout: _Float,
         patience: tuple[_Int, _Int],
         remote_reads: bool,
-        patrol: Callable[[], list[int]] | None,
+        patrol: Callable[[BaseException | None], list[int]] | None,
         doorbell: Doorbell | None = None,
         service: NodeService | None = None,
         sum: bool = False,
         mapped: MappedArena | None = None,
+        late_rank: Callable[[int, int, int], None] | None = None,
     ) -> None: ...
     @property
     def number(self) -> int: ...
+    @property
+    def is_interrupted(self) -> bool: ...
     @property
     def buffer(self) -> int: ...
     def slots(self) -> list[_Bytes]: ...

@@ -65,7 +65,8 @@ Collective::Collective(const Arena& arena, int rank, Options options, const Cloc
       options_(std::move(options)),
       clock_(clock),
       vigil_(arena_, options_, clock_, rank),
-      reduction_(arena_, options_, clock_, rank) {
+      reduction_(arena_, options_, clock_, rank),
+      shares_(arena_.spec().world, options_.policy.world - options_.policy.quorum) {
   validate(options_.policy);
   if (!options_.policy.waits || options_.policy.max_staleness != 0) {
     throw InvalidArgument("this collective runs in lockstep: max_staleness=0, waits=true");
@@ -99,7 +100,7 @@ void Collective::skip() {
 }
 
 bool Collective::sealed_without_me() const {
-  if (phase_ == Phase::arrived) return false;
+  if (phase_ == Phase::arrived || phase_ == Phase::waiting) return false;
   std::vector<std::uint64_t> words(RoundLedger::words(options_.policy.world));
   arena_.ledger(number()).read(words.data());
   const RoundLedger ledger(options_.policy, words.data());
@@ -212,13 +213,18 @@ void Collective::start_round() {
                           ": this rank has left; after shutdown() or close(), make a new one");
   }
   if (phase_ == Phase::arrived) {
-    throw InvalidArgument("round " + std::to_string(number_) + ": wait() must follow arrive()");
+    throw InvalidArgument("round " + std::to_string(number_) +
+                          ": wait() must follow arrive(); it has not been called, or an exception " +
+                          "came between them");
   }
+  check_not_interrupted();
   release();
   const Nanoseconds start = clock_.now();
   vigil_.check_failure();
   RoomCondition room(arena_, number_);
+  phase_ = Phase::waiting;
   vigil_.wait(number_, arena_.released_bell(), room);
+  phase_ = Phase::computing;
   blocked_ = clock_.now() - start;
 }
 
@@ -295,17 +301,32 @@ void Collective::expire_grace() {
   sealed_it_ = sealed_it_ || sealed;
 }
 
+void Collective::check_not_interrupted() const {
+  if (!is_interrupted()) return;
+  vigil_.check_failure();  // if the others have been told, in those words
+  throw Error("round " + std::to_string(number_) + ", rank " + std::to_string(rank_) +
+              ": the wait in it was interrupted, and cannot be taken up again");
+}
+
+void Collective::count(const std::vector<int>& contributors) {
+  if (!options_.late_rank) return;
+  for (const LateRank& rank : shares_.add(contributors)) options_.late_rank(rank);
+}
+
 RoundReport Collective::finish(std::byte* out) {
+  check_not_interrupted();
   if (phase_ != Phase::arrived) {
     throw InvalidArgument("round " + std::to_string(number_) + ": wait() before arrive()");
   }
   const Nanoseconds start = clock_.now();
   ResultCondition result(*this, out);
+  phase_ = Phase::waiting;
   vigil_.wait(number_, arena_.round(number_).bell, result, options_.errand.get());
   phase_ = Phase::loaded;
   RoundReport report = result.report(clock_.now() - start);
   const bool late = arrived_at_ != 0 && !report.contributed;
   if (late && options_.late == Late::carry && weight_ > 0) keep(weight_);
+  count(report.contributors);
   return report;
 }
 

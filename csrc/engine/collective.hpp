@@ -6,6 +6,7 @@
 #include "base/clock.hpp"
 #include "engine/options.hpp"
 #include "engine/reduction.hpp"
+#include "engine/shares.hpp"
 #include "engine/vigil.hpp"
 #include "memory/arena.hpp"
 
@@ -64,6 +65,8 @@ class Collective {
   bool sealed_without_me() const;
   /// Ranks that have not arrived in the round that is open, or being waited for.
   std::vector<int> missing() const;
+  /// Whether an exception has ended a wait of this rank's. Only leave() is possible then.
+  bool is_interrupted() const { return phase_ == Phase::waiting; }
   /// For every rank: rounds it has released, as far as is known; kUnbounded if it has left.
   std::vector<RoundNumber> progress() const;
   /// Helps, and blocks until the result can be read.
@@ -90,7 +93,9 @@ class Collective {
   void fail(const std::string& text);
 
  private:
-  enum class Phase { computing, arrived, loaded, left };
+  /// `waiting` is left by the wait's end. An exception that ends the wait leaves it there: the round
+  /// is interrupted, and cannot be taken up again.
+  enum class Phase { computing, waiting, arrived, loaded, left };
   class RoomCondition;
   class ResultCondition;
 
@@ -108,6 +113,8 @@ class Collective {
   void keep(double weight);
   void check_device_flats() const;
   void leave_device_memory();
+  void check_not_interrupted() const;
+  void count(const std::vector<int>& contributors);
 
   Arena arena_;
   int rank_;
@@ -115,6 +122,7 @@ class Collective {
   const Clock& clock_;
   Vigil vigil_;
   Reduction reduction_;
+  Shares shares_;
   Phase phase_ = Phase::computing;
   RoundNumber number_ = 0;
   Nanoseconds blocked_ = 0;              // in this round, before it arrived

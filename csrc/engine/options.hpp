@@ -6,6 +6,7 @@
 
 #include "base/types.hpp"
 #include "device/mapped_arena.hpp"
+#include "engine/shares.hpp"
 #include "memory/doorbell.hpp"
 #include "protocol/policy.hpp"
 
@@ -54,6 +55,8 @@ struct Options {
   /// Looks around, now and then, while this rank waits: returns the ranks whose process is gone;
   /// what it throws (Ctrl-C, say) ends the wait.
   std::function<std::vector<int>()> patrol;
+  /// Is told, after a round, which ranks are late too often for chance. Empty: nobody counts.
+  std::function<void(const LateRank&)> late_rank;
   /// Wakes the node's service thread; needed if the world has other nodes.
   std::shared_ptr<const Doorbell> service;
   /// Of the rank in whose process that thread is.

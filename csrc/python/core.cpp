@@ -113,7 +113,8 @@ class CollectiveHandle {
   std::vector<std::optional<PrivateView>> views_;
 };
 
-/// The patrol of a waiting rank: Ctrl-C first, then what Python wants to look at.
+/// The patrol of a waiting rank. Its argument is what a signal handler of the user's has raised, or
+/// None: the others must know of it before this rank's wait ends.
 std::function<std::vector<int>()> patrol_of(py::object patrol) {
   // Shared, and dropped under the GIL: the engine copies its options without holding it.
   const std::shared_ptr<py::object> held(new py::object(std::move(patrol)), [](py::object* object) {
@@ -122,8 +123,26 @@ std::function<std::vector<int>()> patrol_of(py::object patrol) {
   });
   return [held] {
     const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    return held->is_none() ? std::vector<int>{} : (*held)().cast<std::vector<int>>();
+    py::object interruption = py::none();
+    if (PyErr_CheckSignals() != 0) {
+      py::error_already_set raised;
+      if (held->is_none()) throw raised;
+      interruption = raised.value();
+    }
+    if (held->is_none()) return std::vector<int>{};
+    return (*held)(interruption).cast<std::vector<int>>();
+  };
+}
+
+std::function<void(const LateRank&)> late_rank_of(py::object told) {
+  if (told.is_none()) return {};
+  const std::shared_ptr<py::object> held(new py::object(std::move(told)), [](py::object* object) {
+    const py::gil_scoped_acquire gil;
+    delete object;
+  });
+  return [held](const LateRank& late) {
+    const py::gil_scoped_acquire gil;
+    (*held)(late.rank, late.contributed, late.rounds);
   };
 }
 
@@ -133,7 +152,8 @@ std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segme
                                                   std::pair<int, int> patience, bool remote_reads,
                                                   py::object patrol, const py::object& doorbell,
                                                   const py::object& service, bool sum,
-                                                  std::shared_ptr<MappedArena> mapped) {
+                                                  std::shared_ptr<MappedArena> mapped,
+                                                  py::object late_rank) {
   Options options;
   options.sum = sum;
   options.policy = backup_workers(spec.world, backups, nanoseconds(grace));
@@ -145,6 +165,7 @@ std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segme
   options.service = doorbell_of(doorbell);
   options.errand = errand_of(service);
   options.mapped = std::move(mapped);
+  options.late_rank = late_rank_of(std::move(late_rank));
   if (segment->size() < Arena::bytes(spec)) {
     throw InvalidArgument("the segment has " + std::to_string(segment->size()) + " bytes, the " +
                           "arena needs " + std::to_string(Arena::bytes(spec)));
@@ -285,8 +306,11 @@ void bind_collective(py::module_& m) {
            py::arg("rank"), py::arg("backup_workers"), py::arg("carry"), py::arg("grace"),
            py::arg("timeout"), py::arg("patience"), py::arg("remote_reads"), py::arg("patrol"),
            py::arg("doorbell") = py::none(), py::arg("service") = py::none(),
-           py::arg("sum") = false, py::arg("mapped") = std::shared_ptr<MappedArena>{})
+           py::arg("sum") = false, py::arg("mapped") = std::shared_ptr<MappedArena>{},
+           py::arg("late_rank") = py::none())
       .def_property_readonly("number", [](Handle& h) { return h.collective().number(); })
+      .def_property_readonly("is_interrupted",
+                             [](Handle& h) { return h.collective().is_interrupted(); })
       .def_property_readonly("buffer", [](Handle& h) { return h.collective().result_buffer(); })
       .def("slots", [](py::object self) { return self.cast<Handle&>().slots(self); })
       .def(
