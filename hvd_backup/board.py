@@ -39,6 +39,7 @@ _OF_ANOTHER = re.compile(r"rank \d+ failed(:| with )")
 # Changes from one collective to another that a rank remembers.
 _CHANGES = 256
 
+_AGAIN = " (this failure was told before; all ranks: shutdown(), then init(), to go on)"
 _SAME_CALLS = (
     "every rank must make the same calls, in the same order, with the same names, shapes, dtypes "
     "and options"
@@ -153,45 +154,60 @@ class Board:
         self._rows.set_left(self._rank)
         self._tell(self._rank)
 
-    def fail(self, error: BaseException) -> None:
-        """Let the others' waits end with this rank's error, unless it knows of an earlier one."""
+    def fail(self, error: BaseException, during: str = "") -> None:
+        """Let the others' waits end with this rank's error, unless it knows of an earlier one.
+
+        `during` says in words which call it has ended, if the error does not.
+        """
         self._told = True
         if isinstance(error, errors.Error):
             self._known = weakref.ref(error)
         self._look()
         if self._failures:
             return
-        kind, text = _cut(type(error).__name__, _KIND), _cut(str(error), _TEXT)
+        text = ", in ".join(filter(None, (str(error), during)))
+        kind, text = _cut(type(error).__name__, _KIND), _cut(text, _TEXT)
         self._write(self._mine._replace(failure=kind, text=text))
         self._tell(self._rank)
 
     def check(self) -> None:
-        """Raise what another rank has failed with, in this rank's words."""
+        """Raise what a rank has failed with, in this rank's words."""
+        if (reason := self.reason()) is not None:
+            raise reason
+
+    def reason(self) -> errors.Error | None:
+        """What ``check()`` would raise."""
         self._look()
         if not self._failures:
-            self._check_hosts()
-            return
+            return self._silent_hosts()
         rank = min(self._failures)  # if several failed at once, the same one on every rank
         kind, text = self._failures[rank].failure, self._failures[rank].text
-        if self._told:
-            text += " (this failure was told before; all ranks: shutdown(), then init(), to go on)"
+        again = _AGAIN if self._told else ""
         self._told = True
-        passed_on = kind in _OURS and _OF_ANOTHER.match(text)
-        if kind == "PeerFailed" or kind not in _OURS:
-            error: errors.Error = errors.PeerFailed(
-                text if passed_on else f"rank {rank} failed with {kind}: {text}"
-            )
-        else:
-            is_whole = passed_on or rank == self._rank
-            of_kind: type[errors.Error] = getattr(errors, kind)
-            error = of_kind(text if is_whole else f"rank {rank} failed: {text}")
+        error = self._retold(rank, kind, text, again)
         self._known = weakref.ref(error)
-        raise error
+        return error
 
-    def _check_hosts(self) -> None:
+    def _retold(self, rank: int, kind: str, text: str, again: str) -> errors.Error:
+        """An error that a rank has failed with, as this one is to read it: its cause named once."""
+        if kind == "PeerFailed":  # which names the rank that was the first
+            return errors.PeerFailed(text + again)
+        if kind in _OURS:
+            is_whole = rank == self._rank or _OF_ANOTHER.match(text)
+            of_kind: type[errors.Error] = getattr(errors, kind)
+            return of_kind((text if is_whole else f"rank {rank} failed: {text}") + again)
+        what = f"{kind}: {text}" if text else kind
+        if rank == self._rank:
+            return errors.Error(
+                f"rank {rank}: an earlier call was ended by {what}; it cannot be taken up again, "
+                f"and the other ranks raise PeerFailed{again}"
+            )
+        return errors.PeerFailed(f"rank {rank} failed with {what}{again}")
+
+    def _silent_hosts(self) -> errors.PeerFailed | None:
         silent = self._rows.silent()
         if not silent or self._hosts is None:
-            return
+            return None
         names = sorted({self._hosts.names[rank] for rank in silent})
         self._told = True
         error = errors.PeerFailed(
@@ -201,7 +217,7 @@ class Board:
             "HVD_BACKUP_HOST_TIMEOUT"
         )
         self._known = weakref.ref(error)
-        raise error
+        return error
 
     def knows(self, error: BaseException) -> bool:
         """Whether `check()` has raised this very error, or `fail()` has told it."""
@@ -363,11 +379,11 @@ class PartBoard(Board):
         super().__init__(segment, world, rank, local, ring, hosts)
         self._above = above
 
-    def fail(self, error: BaseException) -> None:
-        self._above.fail(error)
+    def fail(self, error: BaseException, during: str = "") -> None:
+        self._above.fail(error, during)
 
-    def check(self) -> None:
-        self._above.check()
+    def reason(self) -> errors.Error | None:
+        return self._above.reason()
 
     def joined(self) -> list[int]:
         return []  # it is all ranks that join, and they are told in the world's rows

@@ -20,8 +20,8 @@ HOST_ROOM = 1 << 30
 _PREFIX = "HVD_BACKUP_"
 _SETTINGS = (
     *("HVD_BACKUP_WORKERS", "HVD_BACKUP_TIMEOUT", "HVD_BACKUP_WINDOW", "HVD_BACKUP_GRACE"),
+    *("HVD_BACKUP_LATE_WARNING", "HVD_BACKUP_HOST_TIMEOUT"),
     *("HVD_BACKUP_INTERFACE", "HVD_BACKUP_NODE_SIZE", "HVD_BACKUP_DEVICE_PATH"),
-    *("HVD_BACKUP_HOST_TIMEOUT",),
 )
 # Of the launcher, the build and the tests.
 _NO_SETTINGS = ("HVD_BACKUP_LAUNCH_", "HVD_BACKUP_CMAKE_", "HVD_BACKUP_TEST_", "HVD_BACKUP_BESIDE")
@@ -72,6 +72,10 @@ class Config:
     """``HVD_BACKUP_HOST_TIMEOUT``: seconds after which a host that does not answer (it has lost its
     power, or a cable is cut) is taken for dead, with its ranks. Only between hosts."""
 
+    late_warning: bool = True
+    """``HVD_BACKUP_LATE_WARNING=0``: no warning that a rank's share of the rounds is far below
+    chance."""
+
     stall_warning: float = 60.0
     """``HOROVOD_STALL_CHECK_TIME_SECONDS``: after so many seconds a wait logs whom it waits for;
     0, or ``HOROVOD_STALL_CHECK_DISABLE=1``: never."""
@@ -121,6 +125,7 @@ class Config:
             stall_warning=0.0
             if quiet
             else read("HOROVOD_STALL_CHECK_TIME_SECONDS", _at_least_0, cls.stall_warning),
+            late_warning=read("HVD_BACKUP_LATE_WARNING", _switch, cls.late_warning),
             log_level=horovod_env.log_level(environ),
             timeline=read("HOROVOD_TIMELINE", str, cls.timeline),
         )
@@ -217,6 +222,12 @@ def _at_least_0(text: str) -> float:
     return number
 
 
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError
+    return text == "1"
+
+
 def _device_path(text: str) -> str:
     if text not in ("staged", "mapped"):
         raise ValueError
@@ -228,6 +239,7 @@ _KINDS: dict[Callable[[str], object], str] = {
     _at_least_1: "a whole number, 1 or more",
     _above_0: "a number of seconds, more than 0",
     _at_least_0: "a number of seconds, 0 or more",
+    _switch: "0 or 1",
     _device_path: "staged or mapped",
 }
 

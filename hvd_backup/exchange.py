@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hvd_backup import _core, errors, mapped_memory, runtime
+from hvd_backup import _core, errors, mapped_memory, reports, runtime
 from hvd_backup.absence import Replicas, close_what_is_gone
 from hvd_backup.config import HOST_ROOM, RoundOptions
 from hvd_backup.reports import Round, Stats
@@ -20,9 +20,6 @@ from hvd_backup.table import WAY_OUT, ranks_text
 log = logging.getLogger("hvd_backup")
 
 Bytes = npt.NDArray[np.uint8]
-
-# After these the round cannot be completed: the others must know at once, not when this rank exits.
-_ENDING = (errors.Error, KeyboardInterrupt)
 
 # MPI over TCP sends messages of less than 64 KB at once. Others ask first, and the answer queues
 # behind what the other side sends.
@@ -85,7 +82,7 @@ class Exchange:
         self._which = world.exchanges + 1
         world.warn_if_contradicted(backup_workers)
         self._call = f"collective {self._which}, {name}{world.where}"
-        self._short = f"{name[:80]}{world.where}"
+        self._title = f"{_title(name)}{world.where}"
         call = f"{name}{world.where} with {self.options}{', op=Sum' if add else ''}"
         world.meet(call, (self.layout, self.options, add, signature), self.options.timeout)
         world.exchanges = self._which  # a rank that has joined counts those that were set up, too
@@ -97,6 +94,7 @@ class Exchange:
         self._results: dict[int, list[Bytes]] = {}
         self._stall = Stall(world.config.stall_warning)
         self._warned_of_window = False
+        self._is_over = False  # an error has ended a call: the ranks' rounds match no more
         self._written_to = -1  # the buffer whose views were handed out
         self._can_be_absent = False
         self.replicas: Replicas | None = None
@@ -109,9 +107,13 @@ class Exchange:
         spec, mapped = self._place(wish)
         this = weakref.ref(self)  # a patrol that kept its exchange alive would leak both
 
-        def patrol() -> list[int]:
+        def patrol(interruption: BaseException | None) -> list[int]:
             exchange = this()
-            return exchange._patrol() if exchange is not None else []  # noqa: SLF001
+            return exchange._patrol(interruption) if exchange is not None else []  # noqa: SLF001
+
+        def late_rank(rank: int, contributed: int, rounds: int) -> None:
+            if (exchange := this()) is not None:
+                exchange._warn_of_late(rank, contributed, rounds)  # noqa: SLF001
 
         segment = world.places.shared_segment(spec.bytes, spec.own_part)
         internode = world.internode
@@ -132,6 +134,7 @@ class Exchange:
             service=internode.service if internode is not None else None,
             sum=add,
             mapped=mapped,
+            late_rank=late_rank if self._counts_late_ranks() else None,
         )
 
     def allow_absence(self, replicas: Replicas | None) -> None:
@@ -203,7 +206,7 @@ class Exchange:
         self._begin()
         try:
             return self._core.arrive(weight)
-        except _ENDING as error:
+        except BaseException as error:  # noqa: BLE001
             raise self._failed(error) from None
 
     def skip(self) -> None:
@@ -211,7 +214,7 @@ class Exchange:
         self._begin()
         try:
             self._core.skip()
-        except _ENDING as error:
+        except BaseException as error:  # noqa: BLE001
             raise self._failed(error) from None
 
     def sealed_without_me(self) -> bool:
@@ -221,13 +224,15 @@ class Exchange:
     def wait(self) -> Round:
         """Block until the result can be read, helping to compute it.
 
-        Raises RoundTimeout, which names the missing ranks, PeerFailed or Mismatch.
+        Raises RoundTimeout, which names the missing ranks, PeerFailed or Mismatch. What a signal
+        handler raises meanwhile, Ctrl-C included, interrupts the round for all ranks: the others
+        raise PeerFailed, and this rank's next call raises Error.
         """
         try:
             round_ = self._core.wait()
-        except _ENDING as error:
+            self._record(round_)
+        except BaseException as error:  # noqa: BLE001
             raise self._failed(error) from None
-        self._record(round_)
         return round_
 
     def arrive_and_wait(self, weight: float = 1.0) -> Round:
@@ -235,9 +240,9 @@ class Exchange:
         self._begin()
         try:
             round_ = self._core.arrive_and_wait(weight)
-        except _ENDING as error:
+            self._record(round_)
+        except BaseException as error:  # noqa: BLE001
             raise self._failed(error) from None
-        self._record(round_)
         return round_
 
     def allreduce(self, src: npt.NDArray[Any], dst: npt.NDArray[Any], weight: float = 1.0) -> Round:
@@ -248,9 +253,9 @@ class Exchange:
         self._begin()
         try:
             round_ = self._core.allreduce(src, dst, weight)
-        except _ENDING as error:
+            self._runtime.went_through(self._call)
+        except BaseException as error:  # noqa: BLE001
             raise self._failed(error) from None
-        self._runtime.went_through(self._call)
         return round_
 
     def failed(self, error: errors.Error) -> BaseException:
@@ -275,7 +280,7 @@ class Exchange:
         chunk = chunk_bytes(self.layout, nodes, world.places.hosts)
         if wish is not None:
             spec = mapped_memory.spec(world.size, self.options, self.layout, chunk, self.nbytes)
-            mapped = mapped_memory.agree(world, wish, self.options, spec, self._short)
+            mapped = mapped_memory.agree(world, wish, self.options, spec, self._title)
             if mapped is not None:
                 return spec, mapped
         spec = _core.ArenaSpec(
@@ -296,6 +301,8 @@ class Exchange:
 
     def _begin(self) -> None:
         self.check_open()
+        if self._is_over:
+            self._runtime.board.check()
         if self._written_to >= 0:
             self._core.reset_results(self._written_to)
             self._written_to = -1
@@ -308,27 +315,44 @@ class Exchange:
             self._warn_of_window(round_)
 
     def _failed(self, error: BaseException) -> BaseException:
-        board = self._runtime.board
-        if board.knows(error):  # from a wait of this call
+        """The error for the caller, in place of `error`; the other ranks know of it from here on.
+
+        Unless a wrong argument has been refused: then nothing was sent, and nothing is over.
+        """
+        trace = error.__traceback__
+        # What a user's signal handler raises comes with the handler's frame.
+        by_handler = trace is None or trace.tb_next is not None
+        if isinstance(error, ValueError | TypeError) and not by_handler:
             return error
-        if isinstance(error, errors.PeerFailed) or (
-            isinstance(error, errors.Error) and board.is_told()
-        ):
-            board.check()  # raises the first reason, in its own words, if it is there
-        if isinstance(error, errors.Error) and self._runtime.where:
+        return self._told(error)
+
+    def _told(self, error: BaseException) -> BaseException:
+        board = self._runtime.board
+        self._is_over = True
+        if not isinstance(error, errors.Error):
+            board.fail(error, f"round {self._core.number} of {self._title}")
+            return error
+        if board.knows(error):  # from a wait of this call
+            return error.with_traceback(None)
+        second_hand = isinstance(error, errors.PeerFailed) or board.is_told()
+        if second_hand and (reason := board.reason()) is not None:
+            return reason  # the first, in its own words
+        if self._runtime.where and not str(error).endswith(self._runtime.where):
             error = type(error)(f"{error}{self._runtime.where}")
         board.fail(error)
-        return error
+        return error.with_traceback(None)
 
-    def _patrol(self) -> list[int]:
+    def _patrol(self, interruption: BaseException | None) -> list[int]:
         """What a waiting rank looks at now and then; returns dead ranks.
 
         An error is on the board before the engine ends the others' waits: they then find its kind.
         """
         try:
-            return self._look()
-        except errors.Error as error:
-            raise self._failed(error) from None
+            if interruption is None:
+                return self._look()
+        except BaseException as error:  # noqa: BLE001
+            raise self._told(error) from None
+        raise self._told(interruption)
 
     def _look(self) -> list[int]:
         board = self._runtime.board
@@ -338,36 +362,54 @@ class Exchange:
             self._refuse_absence(sorted(set(board.joined()) & set(self._core.missing())))
         self._stall.look(
             lambda: (
-                f"{self._short}: round {self._core.number}, rank {self._runtime.rank}",
+                f"rank {self._runtime.rank}, round {self._core.number} of {self._title}",
                 self._core.missing(),
             )
         )
         if dead := board.dead():
             board.check()  # since the last look they may have told why
-        return dead
+            raise errors.PeerFailed(self._death_of(dead))
+        return []
+
+    def _death_of(self, dead: list[int]) -> str:
+        """What is known of the ranks whose processes have ended."""
+        progress = self._core.progress()
+        done = min(progress[rank] for rank in {*self._runtime.places.local_ranks, *dead})
+        where = f"rank {self._runtime.rank}", f"round {self._core.number} of {self._title}"
+        return reports.death(ranks_text(dead), *where, done)
+
+    def _counts_late_ranks(self) -> bool:
+        world = self._runtime
+        return world.rank == 0 and self.options.backup_workers > 0 and world.config.late_warning
+
+    def _warn_of_late(self, rank: int, contributed: int, rounds: int) -> None:
+        """A rank's share of the rounds is far below chance; see csrc/engine/shares.hpp."""
+        world, b = self._runtime, self.options.backup_workers
+        if rank not in world.board.left():
+            share = reports.Share(rank, contributed, rounds)
+            log.warning("%s", reports.late_rank(share, b, world.size, self._title) + world.where)
 
     def _refuse_absence(self, joined: list[int]) -> None:
         if joined:
             raise errors.Mismatch(
-                f"{self._short}: round {self._core.number}, rank {self._runtime.rank}: "
+                f"{self._title}: round {self._core.number}, rank {self._runtime.rank}: "
                 f"{ranks_text(joined)} called join(), and cannot abstain in rounds of this kind; "
                 f"{WAY_OUT}"
             )
 
     def _warn_of_window(self, round_: Round) -> None:
         self._warned_of_window = True
-        others = {
-            rank: released
-            for rank, released in enumerate(self._core.progress())
-            if rank != self._runtime.rank
-        }
+        me = self._runtime.rank
+        others = {r: done for r, done in enumerate(self._core.progress()) if r != me}
         slowest = min(others, key=others.__getitem__)
         log.warning(
-            "%s: round %d, rank %d waited %.2f s because the window of %d results is full: rank %d "
-            "is far behind, and sets the pace; use attempt() on it, or raise window=",
-            *(self._short, round_.number, self._runtime.rank, round_.waited_for_window_s),
-            *(self.options.window, slowest),
+            "%s", reports.full_window(round_, me, slowest, self.options.window, self._title)
         )
+
+
+def _title(name: str) -> str:
+    """The name without what is long in it: shapes of parameters, say."""
+    return name if len(name) <= 60 else name[:60].partition("(")[0]
 
 
 def _total_bytes(layout: Sequence[tuple[str, int]]) -> int:

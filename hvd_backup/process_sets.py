@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hvd_backup import errors, runtime
+from hvd_backup import runtime
 from hvd_backup.table import Table, ranks_text
 from hvd_backup.timeline import start_timeline
 from hvd_backup.wire import Channel
@@ -274,7 +274,7 @@ class _Some:
     def limit(self, timeout: float | None) -> float:
         return self._world.config.timeout if timeout is None else timeout
 
-    def give_up(self, error: errors.Error) -> None:
+    def give_up(self, error: BaseException) -> None:
         self._world.board.fail(error)
 
     def leave_gate(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple, overload
 
 from hvd_backup._core import Round, RoundLog
 
-__all__ = ["History", "Round", "RoundRecord", "Stats"]
+__all__ = ["History", "Round", "RoundRecord", "Share", "Stats", "death", "full_window", "late_rank"]
 
 _HISTORY = 100_000  # rounds; a training run of months must not fill the memory
 
@@ -29,6 +30,14 @@ class RoundRecord(NamedTuple):
     def skipped(self) -> bool:
         """The round was over before this rank had computed its gradient."""
         return self.arrived_at_s is None
+
+
+class Share(NamedTuple):
+    """In how many of the last rounds a rank's contribution was."""
+
+    rank: int
+    contributed: int
+    rounds: int
 
 
 class History(Sequence[RoundRecord]):
@@ -90,3 +99,44 @@ class Stats:
             f"Stats(rounds={self.rounds}, contributed={self.contributed}, late={self.late}, "
             f"skipped={self.skipped}, abstained={self.abstained})"
         )
+
+
+# ---- in words -----------------------------------------------------------------------------------
+
+_TO_SKIP = "compute under `with optimizer.attempt():` (Keras: AttemptCallback)"
+
+
+def death(dead: str, seen_by: str, where: str, completed: int) -> str:
+    """Processes have ended; all ranks are known to have completed so many rounds before."""
+    several = dead.startswith("ranks")
+    last = f"round {completed - 1}" if completed > 0 else "none so far"
+    return (
+        f"{dead} {'have' if several else 'has'} died, without shutdown(): {seen_by} saw it at "
+        f"{time.strftime('%H:%M:%S')}, in {where}. The last round that all ranks are known to have "
+        f"completed is {last}. What {dead} or the launcher printed last says why (a signal, out of "
+        "memory); then start again from the last checkpoint"
+    )
+
+
+def late_rank(share: Share, backup_workers: int, world: int, where: str) -> str:
+    """A rank's share of the rounds is far below what chance would give."""
+    expected = share.rounds * (1 - backup_workers / world)
+    return (
+        f"rank {share.rank} hardly takes part: its gradient is in {share.contributed} of the last "
+        f"{share.rounds} rounds of {where}; chance would give {expected:.0f} "
+        f"(backup_workers={backup_workers} of {world} ranks). What it computes is thrown away. It "
+        "is slower than the others, or it fell behind once and computes for rounds that are over. "
+        f"To skip those, {_TO_SKIP}; see docs/horovod.md. Or use late='carry', or "
+        "backup_workers=0, which waits for it. HVD_BACKUP_LATE_WARNING=0 silences this warning"
+    )
+
+
+def full_window(round_: Round, rank: int, slowest: int, window: int, where: str) -> str:
+    """A rank had to wait because another is too far behind."""
+    return (
+        f"rank {rank} waited {round_.waited_for_window_s:.2f} s in round {round_.number} of "
+        f"{where} for rank {slowest}, which is far behind: the window of {window} results is "
+        f"full, so rank {slowest} sets the pace of all. To skip the rounds that it has missed, "
+        f"{_TO_SKIP}"
+        "; or raise window="
+    )

@@ -167,7 +167,7 @@ class Runtime:
         limit = self.config.timeout if timeout is None else timeout
         watch = Watch(self.board, call, limit, self.config.stall_warning, missing, ranks)
         watch.meanwhile = meanwhile
-        with self.failing_together():
+        with _FailingTogether(self.board, any_error=True):  # signal handlers' errors as well
             pass_gate(comm, watch)
 
     def _ring(self) -> None:
@@ -232,14 +232,15 @@ class Runtime:
 
 
 class _FailingTogether:
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, *, any_error: bool = False) -> None:
         self._board = board
+        self._any = any_error
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, errors.Error):
+        if error is not None and (self._any or isinstance(error, errors.Error)):
             self._board.fail(error)
 
 

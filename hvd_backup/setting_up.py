@@ -24,7 +24,7 @@ class AllRanks:
         configured: float = self._world.config.timeout
         return configured if timeout is None else timeout
 
-    def give_up(self, error: errors.Error) -> None:
+    def give_up(self, error: BaseException) -> None:
         self._world.board.fail(error)
 
     def leave_gate(self) -> None:

@@ -114,7 +114,7 @@ class Place(Protocol):
     def limit(self, timeout: float | None) -> float:
         """Seconds that a wait may take in all."""
 
-    def give_up(self, error: errors.Error) -> None:
+    def give_up(self, error: BaseException) -> None:
         """Let the others' waits end with this error, too."""
 
     def leave_gate(self) -> None:
@@ -247,6 +247,16 @@ class Table:
     def _meet(self, awaited: Operation | None, timeout: float | None) -> None:
         meanwhile = self._absent.attend if self._absent is not None else None
         self._place.gate(awaited.call if awaited else "poll()", timeout, meanwhile)
+        try:
+            self._act(awaited)
+        except errors.Error:
+            raise
+        except BaseException as error:  # a signal handler's: the ranks' calls match no more
+            self._place.give_up(error)
+            raise
+
+    def _act(self, awaited: Operation | None) -> None:
+        """All ranks are here: find out what all have put down, and do it."""
         mine = [op.entry(awaited=op is awaited) for op in self._pending.values()]
         rounds = self._place.rounds()
         told = repr((rounds, [entry[:-1] for entry in mine])).encode()

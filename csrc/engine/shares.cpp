@@ -55,7 +55,8 @@ bool Shares::is_too_late(const Rank& rank) const {
   const double share = static_cast<double>(rank.contributed) / static_cast<double>(in_block_);
   if (share >= kFar * chance_) return false;
   if (rank.found_at != 0) {
-    if (rounds_ < rank.found_at + kAgainAfter) return false;
+    // Of whole blocks, as a share of few rounds may be half of another by chance.
+    if (in_block_ < kBlock || rounds_ < rank.found_at + kAgainAfter) return false;
     if (share > kMuchWorse * rank.found_share || rank.found_share == 0) return false;
   }
   return binomial_at_most(rank.contributed, in_block_, chance_) < kCertain;

@@ -128,6 +128,7 @@ std::function<std::vector<int>()> patrol_of(py::object patrol) {
       py::error_already_set raised;
       if (held->is_none()) throw raised;
       interruption = raised.value();
+      if (raised.trace()) PyException_SetTraceback(interruption.ptr(), raised.trace().ptr());
     }
     if (held->is_none()) return std::vector<int>{};
     return (*held)(interruption).cast<std::vector<int>>();
@@ -309,8 +310,6 @@ void bind_collective(py::module_& m) {
            py::arg("sum") = false, py::arg("mapped") = std::shared_ptr<MappedArena>{},
            py::arg("late_rank") = py::none())
       .def_property_readonly("number", [](Handle& h) { return h.collective().number(); })
-      .def_property_readonly("is_interrupted",
-                             [](Handle& h) { return h.collective().is_interrupted(); })
       .def_property_readonly("buffer", [](Handle& h) { return h.collective().result_buffer(); })
       .def("slots", [](py::object self) { return self.cast<Handle&>().slots(self); })
       .def(
