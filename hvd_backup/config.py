@@ -53,7 +53,8 @@ class Config:
     """``HVD_BACKUP_WORKERS``: b, how many of the R ranks a round does not wait for; None: 0. One
     rank alone has none."""
     timeout: float = 600.0
-    """``HVD_BACKUP_TIMEOUT``: seconds in one wait, after which ``RoundTimeout`` is raised."""
+    """``HVD_BACKUP_TIMEOUT``: seconds in one wait, after which ``RoundTimeout`` is raised; ``inf``:
+    never. Else ``HOROVOD_STALL_SHUTDOWN_TIME_SECONDS``, of which 0 means never."""
     window: int | None = None
     """``HVD_BACKUP_WINDOW``: results kept for ranks that have not loaded them; None: by size."""
     grace: float = 0.0
@@ -112,10 +113,10 @@ class Config:
                 raise ValueError(f"{name}={text!r} is not {kind}") from None
 
         quiet = environ.get("HOROVOD_STALL_CHECK_DISABLE", "").strip() not in ("", "0")
-        stalled = read("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", _at_least_0, 0.0)
+        stalled = read("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", _or_never, cls.timeout)
         return cls(
             backup_workers=read("HVD_BACKUP_WORKERS", int, cls.backup_workers),
-            timeout=read("HVD_BACKUP_TIMEOUT", _above_0, stalled or cls.timeout),
+            timeout=read("HVD_BACKUP_TIMEOUT", _above_0, stalled),
             window=read("HVD_BACKUP_WINDOW", int, None),
             grace=read("HVD_BACKUP_GRACE", _at_least_0, cls.grace),
             interface=read("HVD_BACKUP_INTERFACE", str, cls.interface),
@@ -222,6 +223,13 @@ def _at_least_0(text: str) -> float:
     return number
 
 
+def _or_never(text: str) -> float:
+    """Horovod waits for ever if it is told to wait for no time, or less."""
+    if math.isnan(number := float(text)):
+        raise ValueError
+    return number if number > 0 else math.inf
+
+
 def _switch(text: str) -> bool:
     if text not in ("0", "1"):
         raise ValueError
@@ -239,6 +247,7 @@ _KINDS: dict[Callable[[str], object], str] = {
     _at_least_1: "a whole number, 1 or more",
     _above_0: "a number of seconds, more than 0",
     _at_least_0: "a number of seconds, 0 or more",
+    _or_never: "a number of seconds, or 0 for never",
     _switch: "0 or 1",
     _device_path: "staged or mapped",
 }

@@ -342,7 +342,9 @@ def _await_all(world: Runtime) -> list[int]:
     Returns the ranks that have not.
     """
     # Who has been missing for a whole time-out does not come; others may compute for a while.
-    hope = internode.AFTER_FAILURE_S if world.board.has_timed_out() else world.config.timeout
+    # A time-out of never is for waits in which nothing has failed.
+    most = min(world.config.timeout, Config.timeout)
+    hope = internode.AFTER_FAILURE_S if world.board.has_timed_out() else most
     deadline = time.monotonic() + hope
     while (missing := _still_in(world)) and time.monotonic() < deadline:
         # What carries the news between nodes may have died, too. One's own node's ranks are seen.

@@ -1,6 +1,7 @@
 """Horovod's environment variables."""
 
 import logging
+import math
 
 import pytest
 
@@ -20,7 +21,28 @@ def test_the_stall_shutdown_is_the_timeout_unless_ours_is_set():
     theirs = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120"}
     assert Config.from_env(theirs).timeout == 120
     assert Config.from_env(theirs | {"HVD_BACKUP_TIMEOUT": "7"}).timeout == 7
-    assert Config.from_env({"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0"}).timeout == 600
+    assert Config.from_env({}).timeout == 600
+
+
+@pytest.mark.parametrize("never", ["0", "0.0", "-1"])
+def test_a_stall_shutdown_of_0_or_less_means_never_as_in_horovod(never):
+    theirs = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": never}
+    assert Config.from_env(theirs).timeout == math.inf
+    assert Config.from_env(theirs | {"HVD_BACKUP_TIMEOUT": "7"}).timeout == 7
+
+
+@pytest.mark.parametrize("text", ["soon", "nan"])
+def test_a_stall_shutdown_that_is_no_time_is_refused_by_name(text):
+    words = f"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS='{text}' is not a number of seconds, or 0 for never"
+    with pytest.raises(ValueError, match=words):
+        Config.from_env({"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": text})
+
+
+def test_the_late_warning_can_be_switched_off():
+    assert Config.from_env({}).late_warning
+    assert not Config.from_env({"HVD_BACKUP_LATE_WARNING": "0"}).late_warning
+    with pytest.raises(ValueError, match="HVD_BACKUP_LATE_WARNING='off' is not 0 or 1"):
+        Config.from_env({"HVD_BACKUP_LATE_WARNING": "off"})
 
 
 def test_what_is_no_number_is_refused_by_name():
