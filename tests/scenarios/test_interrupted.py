@@ -10,11 +10,11 @@ AGAIN = "all ranks: shutdown(), then init(), to go on"
 
 
 def run(folder, call, way, node_size=None, *, no_mpi=False):
-    """What each rank told of its two calls."""
+    """What each rank told of the errors of its two calls."""
     env = {"HVD_BACKUP_NODE_SIZE": node_size, "HVD_BACKUP_TIMEOUT": "60"}
     program = PROGRAMS / "interrupted.py"
     run = run_ranks(3, program, folder, call, way, env=env, timeout=90, no_mpi=no_mpi)
-    assert all(len(rank) == 2 for rank in told(folder, 3)), str(run)
+    assert all(told(folder, 3)), str(run)
     return told(folder, 3)
 
 
@@ -41,8 +41,10 @@ def test_it_is_told_to_all_at_once_and_the_next_call_says_that_the_round_was_int
     assert f"rank 0: an earlier call was ended by {way}: {text}" in interrupted[1]["text"]
     assert "cannot be taken up again" in interrupted[1]["text"]
     assert AGAIN in interrupted[1]["text"]
-    for rank in (slow, waiting):
-        assert [facts["error"] for facts in rank] == ["PeerFailed", "PeerFailed"]
-        assert rank[0]["text"].startswith(f"rank 0 failed with {way}: {text}"), rank
-        assert AGAIN in rank[1]["text"]
+    assert [facts["error"] for facts in waiting] == ["PeerFailed", "PeerFailed"]
+    assert waiting[0]["text"].startswith(f"rank 0 failed with {way}: {text}")
+    assert AGAIN in waiting[1]["text"]
     assert waiting[0]["waited"] < 10
+    # The rank that came last may still have completed the round, whose contributions were all there.
+    assert slow[-1]["error"] == "PeerFailed"
+    assert f"rank 0 failed with {way}: {text}" in slow[-1]["text"]

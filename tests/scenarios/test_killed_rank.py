@@ -1,6 +1,7 @@
 """A rank that ends too early, whatever the way."""
 
 import os
+import re
 import signal
 import time
 
@@ -91,6 +92,25 @@ def test_sys_exit_on_one_rank_makes_the_others_raise(tmp_path):
         assert facts[rank]["error"] == "PeerFailed"
         assert "rank 1 has left" in facts[rank]["text"]
         assert "same number of steps" in facts[rank]["text"]
+
+
+@pytest.mark.parametrize("no_mpi", [False, True])
+def test_every_rank_prints_one_traceback_that_names_the_dead_rank_once(tmp_path, no_mpi):
+    with start_ranks(3, PROGRAM, tmp_path, "signal", 0, no_mpi=no_mpi) as ranks:
+        pids = ranks.pids()
+        while not all(told(tmp_path, 3)):
+            time.sleep(0.01)
+        os.kill(pids[1], signal.SIGKILL)
+        run = ranks.wait(timeout=20)
+    texts = {told(tmp_path, 3)[rank][-1]["text"] for rank in (0, 2)}
+    assert len(texts) == 1, str(run)  # by whoever saw it first
+    (text,) = texts
+    assert re.match(r"rank 1 has died, without shutdown\(\): rank [02] saw it at \d\d:\d\d:\d\d", text)
+    assert re.search(r"all ranks are known to have completed is round (299|\d\d\d+)\. ", text)
+    assert "During handling of the above exception" not in run.stderr
+    assert "failed" not in text
+    printed = run.stderr.count("PeerFailed: rank 1 has died")
+    assert run.stderr.count("Traceback") == printed <= 2, str(run)
 
 
 @pytest.mark.parametrize("b", [0, 1])

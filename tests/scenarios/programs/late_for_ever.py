@@ -1,0 +1,53 @@
+"""Rank 2 falls behind and is late from then on. late_for_ever.py FOLDER WAY B."""
+
+import logging
+import time
+
+import numpy as np
+import torch
+from facts import ARGUMENTS, start, tell
+
+import hvd_backup as hb
+import hvd_backup.torch as hvd
+
+WAY, B = ARGUMENTS[0], int(ARGUMENTS[1])
+warnings = []
+handler = logging.Handler()
+handler.emit = lambda record: warnings.append(record.getMessage())
+logging.getLogger("hvd_backup").addHandler(handler)
+RANK, SIZE = start()
+ROUNDS = 60
+LATE = 2
+
+
+def slow_ranks():
+    """Who is slow in the round: always the same rank, or each in its turn."""
+    for round_ in range(ROUNDS):
+        yield round_ % SIZE if WAY == "in turn" else LATE
+
+
+def sleep_if(slow):
+    time.sleep(0.06 if RANK == slow else 0.01)
+
+
+def with_numpy():
+    for slow in slow_ranks():
+        sleep_if(slow)
+        hb.partial_allreduce(np.ones(1000, np.float32), backup_workers=B)
+
+
+def with_torch():
+    model = torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(8)])
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = hvd.DistributedOptimizer(
+        sgd, named_parameters=model.named_parameters(), backup_workers=B
+    )
+    for slow in slow_ranks():
+        optimizer.zero_grad()
+        sleep_if(slow)
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+
+
+with_torch() if WAY == "torch" else with_numpy()
+tell(warnings=warnings)
