@@ -106,6 +106,10 @@ class Board:
         self._told = False  # this rank has raised the failure, or is about to
         self._known: weakref.ref[errors.Error] | None = None  # the last error raised or told
 
+    @property
+    def rank(self) -> int:
+        return self._rank
+
     def enter_setup(self, text: str, rounds: int) -> None:
         """Note that this rank, after `rounds` rounds, sets up `text` together with all others."""
         self._come_to(_JOINED if self._absent else _SETUP, rounds, text)

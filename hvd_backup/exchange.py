@@ -82,7 +82,7 @@ class Exchange:
         self._which = world.exchanges + 1
         world.warn_if_contradicted(backup_workers)
         self._call = f"collective {self._which}, {name}{world.where}"
-        self._title = f"{_title(name)}{world.where}"
+        self._title = f"{reports.title(name)}{world.where}"
         call = f"{name}{world.where} with {self.options}{', op=Sum' if add else ''}"
         world.meet(call, (self.layout, self.options, add, signature), self.options.timeout)
         world.exchanges = self._which  # a rank that has joined counts those that were set up, too
@@ -405,11 +405,6 @@ class Exchange:
         log.warning(
             "%s", reports.full_window(round_, me, slowest, self.options.window, self._title)
         )
-
-
-def _title(name: str) -> str:
-    """The name without what is long in it: shapes of parameters, say."""
-    return name if len(name) <= 60 else name[:60].partition("(")[0]
 
 
 def _total_bytes(layout: Sequence[tuple[str, int]]) -> int:

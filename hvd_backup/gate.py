@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from hvd_backup import errors
+from hvd_backup import errors, reports
 from hvd_backup.board import Board
 from hvd_backup.stall import Stall
 from hvd_backup.table import ranks_have, ranks_text
@@ -39,7 +39,7 @@ class Watch:
         self.timeout = timeout
         self.meanwhile: Callable[[], bool] | None = None
         """What else to do; true if there was something: the wait is as good as new then."""
-        self._call = call
+        self._call, self._title = call, reports.title(call)
         self._missing = missing
         self._ranks = ranks
         self._stall = Stall(stall_warning)
@@ -52,9 +52,8 @@ class Watch:
             self.board.check_same_rounds()
         if dead := self._awaited(self.board.dead()):
             self.board.check()  # since the last look they may have told why
-            raise errors.PeerFailed(
-                f"{self._call}: {ranks_have(dead)} died; start again from the last checkpoint"
-            )
+            seen_by = f"rank {self.board.rank}"
+            raise errors.PeerFailed(reports.death(ranks_text(dead), seen_by, self._title))
         if lost := self._awaited(self.board.cut_off()):
             self.board.check()
             raise errors.PeerFailed(
@@ -71,7 +70,7 @@ class Watch:
                 f"{self._call}: {ranks_have(joined)} called join(), which takes part in calls of "
                 "all ranks, and not in those of a process set; make these calls before join()"
             )
-        self._stall.look(lambda: (self._call, self._missing()))
+        self._stall.look(lambda: (f"rank {self.board.rank}, {self._title}", self._missing()))
 
     def is_over(self) -> errors.RoundTimeout:
         missing = self._missing()

@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
@@ -149,6 +149,9 @@ class Intracomm:
             raise ValueError(f"{launch.LOCAL} splits by COMM_TYPE_SHARED only, not {split_type}")
         return self.Split(0, key)  # all ranks are on one host
 
+    def watch(self, look: Callable[[], None]) -> None:
+        self._link.look = look  # now and then while this process waits: what it raises ends that
+
     def Free(self) -> None:  # noqa: N802
         """There is nothing to free."""
 
@@ -241,8 +244,6 @@ class Intracomm:
                 op(total, array, out=total)
         recvbuf[...] = total.reshape(recvbuf.shape)
 
-    # How it is done
-
     @contextlib.contextmanager
     def _spread(self, mine: bytes | Bytes) -> Iterator[list[memoryview]]:
         """The bytes of all members, by rank; they can be read within the block only."""
@@ -262,7 +263,7 @@ class Intracomm:
     def _gather(self, mine: bytes) -> list[bytes]:
         tag = self._post(mine)
         while (reply := self._link.take(tag, _LOOK_S)) is None:
-            pass
+            self._link.look()
         if "missing" in reply.header:
             self._refuse(reply)
         return _parts(reply)

@@ -8,7 +8,7 @@ import select
 import socket
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from hvd_backup import errors, frames, launch
 from hvd_backup.frames import Frame
@@ -22,6 +22,7 @@ class Link:
 
     def __init__(self, path: str, token: str, rank: int) -> None:
         self.rank = rank
+        self.look: Callable[[], None] = lambda: None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.connect(path)

@@ -8,7 +8,17 @@ from typing import NamedTuple, overload
 
 from hvd_backup._core import Round, RoundLog
 
-__all__ = ["History", "Round", "RoundRecord", "Share", "Stats", "death", "full_window", "late_rank"]
+__all__ = [
+    "History",
+    "Round",
+    "RoundRecord",
+    "Share",
+    "Stats",
+    "death",
+    "full_window",
+    "late_rank",
+    "title",
+]
 
 _HISTORY = 100_000  # rounds; a training run of months must not fill the memory
 
@@ -106,15 +116,21 @@ class Stats:
 _TO_SKIP = "compute under `with optimizer.attempt():` (Keras: AttemptCallback)"
 
 
-def death(dead: str, seen_by: str, where: str, completed: int) -> str:
+def title(call: str) -> str:
+    """The call without what is long in it: shapes of parameters, say."""
+    return call if len(call) <= 60 else call[:60].partition("(")[0]
+
+
+def death(dead: str, seen_by: str, where: str, completed: int | None = None) -> str:
     """Processes have ended; all ranks are known to have completed so many rounds before."""
     several = dead.startswith("ranks")
-    last = f"round {completed - 1}" if completed > 0 else "none so far"
+    last = f"round {completed - 1}" if completed else "none so far"
+    known = f" The last round that all ranks are known to have completed is {last}."
     return (
         f"{dead} {'have' if several else 'has'} died, without shutdown(): {seen_by} saw it at "
-        f"{time.strftime('%H:%M:%S')}, in {where}. The last round that all ranks are known to have "
-        f"completed is {last}. What {dead} or the launcher printed last says why (a signal, out of "
-        "memory); then start again from the last checkpoint"
+        f"{time.strftime('%H:%M:%S')}, in {where}.{known if completed is not None else ''} What "
+        f"{dead} or the launcher printed last says why (a signal, out of memory); then start again "
+        "from the last checkpoint"
     )
 
 

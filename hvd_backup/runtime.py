@@ -103,6 +103,8 @@ class Runtime:
         self.board: Board = self.together.agree(lambda: self._make_board(above))
         watch = Watch(self.board, "set-up", self.config.timeout, 0, list)
         self.together.watch(watch.look)
+        self._is_part = above is not None
+        self._watch(self.board.check)
 
     def _make_board(self, above: Runtime | None) -> Board:
         places = self.places
@@ -223,6 +225,7 @@ class Runtime:
             part.leave()
         for leaver in list(self._leavers):
             leaver.leave()
+        self._watch(lambda: None)
         self.plans.clear()
         self.attended.clear()
         self.table.stop_observing()
@@ -230,6 +233,11 @@ class Runtime:
         if self.internode is not None and self.internode.service is not None:
             _services.append((self.internode.service, self.board))
 
+    def _watch(self, look: Callable[[], None]) -> None:
+        """Without MPI, waits behind a gate can look at the board, too."""
+        comm: Any = self.comm
+        if not self._is_part and joining.is_local(comm):
+            comm.watch(look)
 
 class _FailingTogether:
     def __init__(self, board: Board, *, any_error: bool = False) -> None:

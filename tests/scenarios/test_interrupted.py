@@ -45,6 +45,6 @@ def test_it_is_told_to_all_at_once_and_the_next_call_says_that_the_round_was_int
     assert waiting[0]["text"].startswith(f"rank 0 failed with {way}: {text}")
     assert AGAIN in waiting[1]["text"]
     assert waiting[0]["waited"] < 10
-    # The rank that came last may still have completed the round, whose contributions were all there.
+    # The rank that came last may have completed the round: all contributions were there.
     assert slow[-1]["error"] == "PeerFailed"
     assert f"rank 0 failed with {way}: {text}" in slow[-1]["text"]

@@ -105,7 +105,9 @@ def test_every_rank_prints_one_traceback_that_names_the_dead_rank_once(tmp_path,
     texts = {told(tmp_path, 3)[rank][-1]["text"] for rank in (0, 2)}
     assert len(texts) == 1, str(run)  # by whoever saw it first
     (text,) = texts
-    assert re.match(r"rank 1 has died, without shutdown\(\): rank [02] saw it at \d\d:\d\d:\d\d", text)
+    assert re.match(
+        r"rank 1 has died, without shutdown\(\): rank [02] saw it at \d\d:\d\d:\d\d", text
+    )
     assert re.search(r"all ranks are known to have completed is round (299|\d\d\d+)\. ", text)
     assert "During handling of the above exception" not in run.stderr
     assert "failed" not in text

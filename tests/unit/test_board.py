@@ -8,7 +8,7 @@ import pytest
 
 from hvd_backup._core import Rows, Segment
 from hvd_backup.board import TELL_AFTER_S, TELL_SETUP_AFTER_S, Board
-from hvd_backup.errors import Mismatch, PeerFailed, RoundTimeout
+from hvd_backup.errors import Error, Mismatch, PeerFailed, RoundTimeout
 
 
 class Clock:
@@ -107,6 +107,21 @@ def test_a_failure_that_a_rank_has_only_passed_on_is_told_as_that_of_the_first(b
     boards[0].fail(kind("rank 1 failed: round 3: missing rank 7"))
     with pytest.raises(kind, match=r"^rank 1 failed: round 3: missing rank 7$"):
         boards[2].check()
+
+
+def test_a_death_is_told_in_the_same_words_by_all(boards):
+    boards[0].fail(PeerFailed("rank 1 has died, seen by rank 0"))
+    for rank in (0, 2):
+        with pytest.raises(PeerFailed, match=r"^rank 1 has died, seen by rank 0$"):
+            boards[rank].check()
+
+
+def test_a_rank_is_told_that_its_own_interrupted_call_is_over(boards):
+    boards[0].fail(ValueError("too slow"), "round 3 of g")
+    with pytest.raises(Error, match="ended by ValueError: too slow, in round 3 of g; it cannot be"):
+        boards[0].check()
+    with pytest.raises(PeerFailed, match=r"^rank 0 failed with ValueError: too slow, in round 3"):
+        boards[1].check()
 
 
 def test_the_first_failure_stays(boards):

@@ -12,6 +12,8 @@ from hvd_backup.gate import Watch, pass_gate
 class Board:
     """Another rank fails, and leaves or dies, just after this one has looked for failures."""
 
+    rank = 0
+
     def __init__(self, way):
         self._way, self._asked = way, False
 

@@ -33,7 +33,9 @@ def test_a_stall_shutdown_of_0_or_less_means_never_as_in_horovod(never):
 
 @pytest.mark.parametrize("text", ["soon", "nan"])
 def test_a_stall_shutdown_that_is_no_time_is_refused_by_name(text):
-    words = f"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS='{text}' is not a number of seconds, or 0 for never"
+    words = (
+        f"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS='{text}' is not a number of seconds, or 0 for never"
+    )
     with pytest.raises(ValueError, match=words):
         Config.from_env({"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": text})
 

@@ -211,3 +211,18 @@ def test_a_communicator_of_a_group_is_for_its_members(alone):
 def test_nobody_listens():
     with pytest.raises(errors.LaunchError, match=r"rank 1 cannot reach .* has it ended\?"):
         local_comm.Link("/no/such/socket", "token", 1)
+
+
+def test_a_wait_behind_a_gate_ends_with_what_the_board_says(tmp_path):
+    with socket.socket(socket.AF_UNIX) as launcher:
+        launcher.bind(str(tmp_path / "socket"))
+        launcher.listen()
+        link = local_comm.Link(str(tmp_path / "socket"), "token", 0)
+        comm = local_comm.Intracomm(link, range(2), "world")
+
+        def look():
+            raise errors.PeerFailed("rank 1 failed with TimeLimit: too slow")
+
+        comm.watch(look)
+        with pytest.raises(errors.PeerFailed, match="rank 1 failed with TimeLimit"):
+            comm.allgather("mine")  # rank 1 never comes

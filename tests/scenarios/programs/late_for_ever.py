@@ -27,7 +27,7 @@ def slow_ranks():
 
 
 def sleep_if(slow):
-    time.sleep(0.06 if RANK == slow else 0.01)
+    time.sleep(0.06 if slow == RANK else 0.01)
 
 
 def with_numpy():
