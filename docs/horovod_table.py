@@ -105,9 +105,9 @@ while training:
 
 In Keras, add `hvd.callbacks.AttemptCallback()` to `fit` ([tensorflow.md](tensorflow.md)). Why: a
 round does not wait for its last b ranks, so a rank that has once fallen behind (it saved a
-checkpoint, say) computes for rounds that are over. Without `attempt()` it computes all of them, stays
-behind for as long as the others are as fast, and its data is lost for as long. Rank 0 warns of a
-rank whose share of the rounds is far below chance (`HVD_BACKUP_LATE_WARNING=0`: no warning).
+checkpoint, say) computes for rounds that are over. Without `attempt()` it computes all of them,
+stays behind for as long as the others are as fast, and its data is lost for as long. Rank 0 warns
+of a rank whose share of the rounds is far below chance (`HVD_BACKUP_LATE_WARNING=0`: no warning).
 
 The rest of this page: what becomes of the public names of Horovod 0.28.1 when `horovod` is replaced by `hvd_backup` in a
 program's imports.
@@ -134,17 +134,17 @@ both; tests hold the collectives of PyTorch against an installed Horovod.
 ENVIRONMENT = """\
 | variable | |
 |---|---|
-| `HOROVOD_STALL_CHECK_TIME_SECONDS` | honoured: a wait that is longer logs whom it waits for (60); 0: never |
+| `HOROVOD_STALL_CHECK_TIME_SECONDS` | honoured: a longer wait logs whom it waits for (60); 0: never |
 | `HOROVOD_STALL_CHECK_DISABLE` | honoured: no such word. Time-outs stay |
-| `HOROVOD_STALL_SHUTDOWN_TIME_SECONDS` | honoured: seconds of one wait until it raises `RoundTimeout`; 0 or less: never. `HVD_BACKUP_TIMEOUT` comes first |
+| `HOROVOD_STALL_SHUTDOWN_TIME_SECONDS` | honoured, unless `HVD_BACKUP_TIMEOUT` is set; 0: never |
 | `HOROVOD_LOG_LEVEL` | honoured: the level of the logger `hvd_backup` |
 | `HOROVOD_TIMELINE` | honoured: the file of `start_timeline`, from `init()` on |
 | `HOROVOD_DYNAMIC_PROCESS_SETS` | not needed |
 | set by horovodrun for its ranks | see [cluster.md](cluster.md) |
 | all others | accepted; rank 0 warns once of those that change nothing |
 
-**Time-outs.** Horovod waits for ever if nothing is said. `hvd_backup` raises `RoundTimeout` on every
-rank after 600 s in one wait, and names the missing ranks. Waiting counts, computing does not. If
+**Time-outs.** Horovod waits for ever if nothing is said. `hvd_backup` raises `RoundTimeout` on
+every rank after 600 s in one wait, and names the missing ranks. Waiting counts, computing does not. If
 ranks may wait longer for one another (rank 0 evaluates for half an hour, say), set
 `HVD_BACKUP_TIMEOUT`, or `HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=0` to wait for ever; dead ranks are
 noticed all the same. A shutdown time that is shorter than the check time counts here; Horovod
