@@ -109,8 +109,8 @@ checkpoint, say) computes for rounds that are over. Without `attempt()` it compu
 stays behind for as long as the others are as fast, and its data is lost for as long. Rank 0 warns
 of a rank whose share of the rounds is far below chance (`HVD_BACKUP_LATE_WARNING=0`: no warning).
 
-The rest of this page: what becomes of the public names of Horovod 0.28.1 when `horovod` is replaced by `hvd_backup` in a
-program's imports.
+The rest of this page: what becomes of the public names of Horovod 0.28.1 when `horovod` is replaced
+by `hvd_backup` in a program's imports.
 
 Whether a name is there and takes Horovod's arguments, in their order, is read from the sources of
 both; tests hold the collectives of PyTorch against an installed Horovod.
@@ -134,7 +134,7 @@ both; tests hold the collectives of PyTorch against an installed Horovod.
 ENVIRONMENT = """\
 | variable | |
 |---|---|
-| `HOROVOD_STALL_CHECK_TIME_SECONDS` | honoured: a longer wait logs whom it waits for (60); 0: never |
+| `HOROVOD_STALL_CHECK_TIME_SECONDS` | honoured (60): a longer wait says for whom; 0: never |
 | `HOROVOD_STALL_CHECK_DISABLE` | honoured: no such word. Time-outs stay |
 | `HOROVOD_STALL_SHUTDOWN_TIME_SECONDS` | honoured, unless `HVD_BACKUP_TIMEOUT` is set; 0: never |
 | `HOROVOD_LOG_LEVEL` | honoured: the level of the logger `hvd_backup` |
@@ -144,8 +144,8 @@ ENVIRONMENT = """\
 | all others | accepted; rank 0 warns once of those that change nothing |
 
 **Time-outs.** Horovod waits for ever if nothing is said. `hvd_backup` raises `RoundTimeout` on
-every rank after 600 s in one wait, and names the missing ranks. Waiting counts, computing does not. If
-ranks may wait longer for one another (rank 0 evaluates for half an hour, say), set
+every rank after 600 s in one wait, and names the missing ranks. Waiting counts, computing does not.
+If ranks may wait longer for one another (rank 0 evaluates for half an hour, say), set
 `HVD_BACKUP_TIMEOUT`, or `HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=0` to wait for ever; dead ranks are
 noticed all the same. A shutdown time that is shorter than the check time counts here; Horovod
 ignores it. [errors.md](errors.md) says who raises what.

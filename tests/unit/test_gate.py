@@ -95,7 +95,7 @@ def test_a_rank_that_is_not_in_the_set_may_die_or_leave():
 def test_a_wait_that_is_long_says_once_whom_it_waits_for(caplog):
     pass_gate(doors(5, 1), watch(Board("no"), [1, 4], stall_warning=1e-9))
     assert [record.getMessage() for record in caplog.records] == [
-        "barrier(): waiting for 0 s; missing ranks 1, 4"
+        "rank 0, barrier(): waiting for 0 s; missing ranks 1, 4"
     ]
 
 
