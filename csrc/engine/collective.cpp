@@ -213,9 +213,10 @@ void Collective::start_round() {
                           ": this rank has left; after shutdown() or close(), make a new one");
   }
   if (phase_ == Phase::arrived) {
-    throw InvalidArgument("round " + std::to_string(number_) +
-                          ": wait() must follow arrive(); it has not been called, or an exception " +
-                          "came between them");
+    throw InvalidArgument(
+        "round " + std::to_string(number_) +
+        ": wait() must follow arrive(); it has not been called, or an exception " +
+        "came between them");
   }
   check_not_interrupted();
   release();

@@ -93,8 +93,8 @@ class Collective {
   void fail(const std::string& text);
 
  private:
-  /// `waiting` is left by the wait's end. An exception that ends the wait leaves it there: the round
-  /// is interrupted, and cannot be taken up again.
+  /// `waiting` is left by the wait's end. An exception that ends the wait leaves it there: the
+  /// round is interrupted, and cannot be taken up again.
   enum class Phase { computing, waiting, arrived, loaded, left };
   class RoomCondition;
   class ResultCondition;

@@ -13,7 +13,8 @@ struct LateRank {
   RoundNumber rounds = 0;
 };
 
-/// Counts whose contributions are in the rounds, and finds ranks that are late too often for chance.
+/// Counts whose contributions are in the rounds, and finds ranks that are late too often for
+/// chance.
 ///
 /// If all ranks are equally fast, each is late in b of R rounds. A rank is found if its share is
 /// below a quarter of what that leaves, and if chance would bring so few about less than once in a

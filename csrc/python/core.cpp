@@ -147,14 +147,11 @@ std::function<void(const LateRank&)> late_rank_of(py::object told) {
   };
 }
 
-std::unique_ptr<CollectiveHandle> make_collective(std::shared_ptr<Segment> segment,
-                                                  const ArenaSpec& spec, int rank, int backups,
-                                                  bool carry, double grace, double timeout,
-                                                  std::pair<int, int> patience, bool remote_reads,
-                                                  py::object patrol, const py::object& doorbell,
-                                                  const py::object& service, bool sum,
-                                                  std::shared_ptr<MappedArena> mapped,
-                                                  py::object late_rank) {
+std::unique_ptr<CollectiveHandle> make_collective(
+    std::shared_ptr<Segment> segment, const ArenaSpec& spec, int rank, int backups, bool carry,
+    double grace, double timeout, std::pair<int, int> patience, bool remote_reads,
+    py::object patrol, const py::object& doorbell, const py::object& service, bool sum,
+    std::shared_ptr<MappedArena> mapped, py::object late_rank) {
   Options options;
   options.sum = sum;
   options.policy = backup_workers(spec.world, backups, nanoseconds(grace));
