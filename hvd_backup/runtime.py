@@ -239,6 +239,7 @@ class Runtime:
         if not self._is_part and joining.is_local(comm):
             comm.watch(look)
 
+
 class _FailingTogether:
     def __init__(self, board: Board, *, any_error: bool = False) -> None:
         self._board = board

@@ -6,8 +6,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from hvd_backup import errors
-
 
 class AllRanks:
     """All ranks, as the place of a table."""
