@@ -14,7 +14,7 @@ class Request:
     def __init__(self, looks, parts):
         self._looks, self.parts = looks, parts
 
-    def Test(self):
+    def Test(self):  # noqa: N802 (mpi4py's name)
         self._looks -= 1
         return self._looks == 0
 
@@ -92,8 +92,8 @@ def test_a_rank_that_fails_between_two_calls_comes_to_the_next_to_say_so():
     mine = together((1, _Message(0)))
     mine.fail(KeyError("x"))
     assert mine.comm.sent[0].failure == "KeyError: 'x'"
+    theirs = together((1, mine.comm.sent[0]))
     with pytest.raises(errors.PeerFailed, match="rank 1 failed with KeyError: 'x'") as told:
-        theirs = together((1, mine.comm.sent[0]))
         theirs.allgather(1)
     theirs.fail(told.value)  # all know it: nothing is sent
     assert len(theirs.comm.sent) == 1
