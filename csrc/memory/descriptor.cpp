@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstddef>
 #include <mutex>
+#include <new>
 #include <utility>
 
 #include "base/error.hpp"
@@ -21,9 +23,17 @@ std::atomic<int> keepers{0};
 /// static storage may own descriptors to the very end.
 class OpenDescriptors {
  public:
-  static OpenDescriptors& all() {
-    static auto* const only = new OpenDescriptors;
+  static OpenDescriptors& all() noexcept {
+    alignas(OpenDescriptors) static std::byte place[sizeof(OpenDescriptors)];
+    static auto* const only = new (place) OpenDescriptors;
     return *only;
+  }
+
+  /// Before the first is opened.
+  static void prepare_for_forks() {
+    static const int problem = pthread_atfork(
+        [] { all().mutex_.lock(); }, [] { all().mutex_.unlock(); }, [] { all().close_in_child(); });
+    if (problem != 0) throw SystemError("cannot prepare for forks", problem);
   }
 
   std::mutex& mutex() { return mutex_; }
@@ -42,11 +52,7 @@ class OpenDescriptors {
   }
 
  private:
-  OpenDescriptors() {
-    const int problem = pthread_atfork([] { all().mutex_.lock(); }, [] { all().mutex_.unlock(); },
-                                       [] { all().close_in_child(); });
-    if (problem != 0) throw SystemError("cannot prepare for forks", problem);
-  }
+  OpenDescriptors() = default;
 
   // The child's only thread may call what is safe in a signal handler, and nothing that allocates.
   void close_in_child() {
@@ -83,6 +89,7 @@ void Descriptor::maps(std::vector<Mapping> mappings) {
 }
 
 void Descriptor::enter() {
+  OpenDescriptors::prepare_for_forks();
   OpenDescriptors& all = OpenDescriptors::all();
   const std::lock_guard lock(all.mutex());
   all.add(*this);
@@ -112,8 +119,9 @@ void Descriptor::close_in_child() {
     const std::size_t bytes = one.file.end - one.file.begin;
     if (bytes == 0) continue;
     // Should the kernel refuse, the memory stays shared, as without this.
-    mmap(one.data + one.file.begin, bytes, PROT_READ | PROT_WRITE,
-         MAP_FIXED | MAP_PRIVATE | MAP_NORESERVE, fd_, static_cast<off_t>(one.file.begin));
+    [[maybe_unused]] const void* const mapped =
+        mmap(one.data + one.file.begin, bytes, PROT_READ | PROT_WRITE,
+             MAP_FIXED | MAP_PRIVATE | MAP_NORESERVE, fd_, static_cast<off_t>(one.file.begin));
   }
   ::close(std::exchange(fd_, -1));
 }

@@ -321,7 +321,7 @@ TEST_CASE("a descriptor that was moved or closed is none that a child closes") {
   Descriptor first(memfd_create("a test", 0));
   const int fd = first.get();
   Descriptor second(std::move(first));
-  CHECK_EQ(first.get(), -1);
+  CHECK_EQ(first.get(), -1);  // NOLINT(bugprone-use-after-move): that is what it is about
   first = Descriptor(memfd_create("a test", 0));
   first = std::move(second);
   CHECK_EQ(first.get(), fd);
