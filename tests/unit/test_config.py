@@ -29,10 +29,12 @@ def test_every_variable_is_read():
         "HVD_BACKUP_WINDOW": "8",
         "HVD_BACKUP_GRACE": "0.25",
         "HVD_BACKUP_DEVICE_PATH": "mapped",
+        "HVD_BACKUP_HOST_TIMEOUT": "5",
     }
     assert Config.from_env(environ) == Config(
-        backup_workers=2, timeout=1.5, window=8, grace=0.25, device_path="mapped"
+        backup_workers=2, timeout=1.5, window=8, grace=0.25, device_path="mapped", host_timeout=5
     )
+    assert misspelt(environ) == []
 
 
 @pytest.mark.parametrize(
