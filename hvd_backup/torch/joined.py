@@ -20,7 +20,11 @@ class Replicas:
     What is gone on the root, which runs the same program, no rank can use any more.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, params: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, params: Sequence[torch.Tensor], *, view: bool
+    ) -> None:
+        """`view`: gradients may lie in the memory that ranks share."""
+        self._view = view
         self._optimizer = weakref.ref(optimizer)
         self._params = [TensorWeakRef(param) for param in params]
         self._forms = [(param.shape, param.dtype) for param in params]
@@ -31,7 +35,7 @@ class Replicas:
 
     def keep_gradients(self) -> None:
         """They may be views of a result whose memory will be used again."""
-        for reference in self._params:
+        for reference in self._params if self._view else ():
             param = reference()
             if param is not None and param.grad is not None:
                 param.grad = param.grad.detach().clone()

@@ -56,16 +56,14 @@ class Rounds:
         self._check_every_rank_is_needed(params)
         for former in owners.owners_of(params):
             former.hand_over(optimizer)
-        self._closed = False
+        self._closed = self._stepping = False
         self._retired = ""  # in words, once another has taken over parameters
-        self._stepping = False
         self._exchange: Exchange | None = None
         self._staging: Staging
         self._attempt: Attempt | None = None
         self._overtaken = False
         self._passes = Passes(passes)
-        self._synchronized = False
-        self._should_synchronize = True
+        self._synchronized, self._should_synchronize = False, True
         self._warned_of_abstaining: set[str] = set()
         self._plain_zero_grad = optimizer.zero_grad
         self._handles: list[Any] = [Stepping(optimizer, self)]
@@ -370,7 +368,7 @@ class Rounds:
                 view=self._view,
             )
         self._exchange = exchange
-        exchange.allow_absence(Replicas(self._optimizer, params))
+        exchange.allow_absence(Replicas(self._optimizer, params, view=self._view))
 
     def _check_every_rank_is_needed(self, params: list[torch.Tensor]) -> None:
         for param in params:
