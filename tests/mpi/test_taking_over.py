@@ -113,6 +113,7 @@ def test_one_that_shares_some_parameters_takes_over():
     part.close()
 
 
+@pytest.mark.mpi(min_size=2)
 def test_a_rank_outside_the_process_set_is_a_local_one_also_after_an_optimizer_of_all():
     p = nn.Parameter(torch.zeros(3))
     plain = optim.SGD([p], lr=1.0)
