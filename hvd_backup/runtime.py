@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hvd_backup import _core, errors, horovod_env, internode, joining, local_comm
+from hvd_backup import _core, errors, horovod_env, internode, joining, last_words, local_comm
 from hvd_backup.absence import Attended
 from hvd_backup.board import Board, Hosts, PartBoard
 from hvd_backup.config import Config, misspelt
@@ -295,6 +295,7 @@ def init(comm: MPI.Intracomm | Sequence[int] | None = None) -> None:
     _pid = os.getpid()
     atexit.unregister(_leave_at_exit)
     atexit.register(_leave_at_exit)
+    last_words.print_in_one_piece()
     _runtime = Runtime(world, config)
     if config.log_level is not None:
         log.setLevel(config.log_level)
