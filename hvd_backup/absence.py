@@ -1,8 +1,8 @@
 """What a rank that has called ``join()`` does in the rounds that other ranks open meanwhile.
 
 It abstains in each, with weight 0 and without computing, as soon as another rank has arrived in it:
-never before, so that ranks without data seal no round among themselves. When all have joined, it goes
-through what it has missed, and takes over the replicas of the rank that went furthest.
+never before, so that ranks without data seal no round among themselves. When all have joined, it
+goes through what it has missed, and takes over the replicas of the rank that went furthest.
 """
 
 from __future__ import annotations
