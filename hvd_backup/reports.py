@@ -142,8 +142,8 @@ def late_rank(share: Share, backup_workers: int, world: int, where: str) -> str:
         f"{share.rounds} rounds of {where}; chance would give {expected:.0f} "
         f"(backup_workers={backup_workers} of {world} ranks). What it computes is thrown away. It "
         "is slower than the others, or it fell behind once and computes for rounds that are over. "
-        f"To skip those, {_TO_SKIP}; see docs/horovod.md. Or use late='carry', or "
-        "backup_workers=0, which waits for it. HVD_BACKUP_LATE_WARNING=0 silences this warning"
+        f"To skip those, {_TO_SKIP}, if it does not yet; see docs/horovod.md. Or use late='carry', "
+        "or backup_workers=0, which waits for it. HVD_BACKUP_LATE_WARNING=0 silences this warning"
     )
 
 

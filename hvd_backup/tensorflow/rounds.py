@@ -67,8 +67,7 @@ class GradientRounds:
     ) -> None:
         self._variables, self._options, self._group = list(variables), options, group
         self._names = [variable.name for variable in variables]
-        more = f" and {len(self._names) - 1} more" if len(self._names) > 1 else ""
-        self._name = f"{name}({self._names[0] if self._names else 'no variable'}{more})"
+        self._name = name
         self._exchange: Exchange | None = None
         self._mine = list(forms)
         self._layout = Layout([])
@@ -112,13 +111,14 @@ class GradientRounds:
                 form = Form(plain.dtype, plain.shape, sparse=True)
             forms.append(form)
             self.differing.append(None in of_variable and any(k is not None for k in of_variable))
-        self._make_room(forms)
+        # Rank 0's names: Keras' numbers in them may differ.
+        self._make_room(forms, _content(everybody[0][0]))
 
-    def _make_room(self, forms: Forms) -> None:
+    def _make_room(self, forms: Forms, content: str) -> None:
         layout = Layout(forms)
         exchange = Exchange(
             layout.flats,
-            name=self._name,
+            name=self._name + content,
             signature=(list(forms), self._options),
             add=self._options.op == wire.Sum,
             world=self._group.world(),
@@ -223,3 +223,10 @@ class GradientRounds:
                 values = (values / counts).astype(values.dtype)
             results[i] = Slices(values, rows)
         return results, self._layout.present(flats) > 0
+
+
+def _content(variables: Sequence[Identity]) -> str:
+    if not variables:
+        return "(no variable)"
+    more = f" and {len(variables) - 1} more" if len(variables) > 1 else ""
+    return f"({variables[0].name}{more})"

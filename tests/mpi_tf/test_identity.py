@@ -4,8 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from mpi.helpers import RANK, SIZE
 from mpi_tf import models  # noqa: F401, sets TensorFlow up
 
+import hvd_backup.tensorflow as hvd_tf
+import hvd_backup.tensorflow.keras as hvd
 from hvd_backup import Mismatch
 from hvd_backup.tensorflow.identity import check_same, from_the_end, identities, key_of
 
@@ -41,6 +44,26 @@ def test_the_numbers_of_keras_may_differ_if_counted_from_the_end_they_do_not():
     keras.utils.clear_session()
     kernels(3)
     check_same([usual, identities(kernels(2))])
+
+
+@pytest.mark.parametrize("kind", ["optimizer", "tape"])
+def test_a_rank_that_has_made_another_model_before_trains_with_the_others(kind):
+    keras.utils.clear_session()
+    if RANK == SIZE - 1:
+        kernels(3)
+    variables = kernels(2)
+    if kind == "optimizer":
+        opt = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0))
+        opt.build(variables)
+        before = [v.numpy() for v in variables]
+        opt.apply([tf.fill(v.shape, float(RANK)) for v in variables])
+        got = [b - v.numpy() for b, v in zip(before, variables, strict=True)]
+    else:
+        with tf.GradientTape() as tape:
+            loss = sum(tf.reduce_sum(v * float(RANK)) for v in variables)
+        got = hvd_tf.DistributedGradientTape(tape).gradient(loss, variables)
+    for one in got:
+        np.testing.assert_allclose(one, np.full((3, 2), (SIZE - 1) / 2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("of", ["named", "unnamed", "keras"])

@@ -132,7 +132,9 @@ class MetricAverageCallback(keras.callbacks.Callback):
         self._end_training()
         logs = {} if logs is None else logs
         mine = {path: self._epoch.part(path, value) for path, value in leaves(logs)}
-        averages = average(collectives.allgather_object(mine))  # also of a rank without logs
+        # Also of a rank without logs. A rank whose epoch is longer is told the name.
+        name = "MetricAverageCallback, at the end of an epoch"
+        averages = average(collectives.allgather_object(mine, name))
         for path, mean in averages.means.items():
             put(logs, path, mean)
         told = [".".join(path) for path, r in averages.refused.items() if r == runtime.rank()]
