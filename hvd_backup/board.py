@@ -34,7 +34,7 @@ _SETUP, _ROUND, _JOINED = "set-up", "round", "joined"
 # Kinds of failures that keep their kind on the other ranks, and how one begins that a rank has
 # itself been told of.
 _OURS = ("Mismatch", "RoundTimeout", "PeerFailed")
-_OF_ANOTHER = re.compile(r"rank \d+ failed(:| with )")
+_OF_ANOTHER = re.compile(r"rank \d+ (failed(:| with )|is in )")
 
 # Changes from one collective to another that a rank remembers.
 _CHANGES = 256

@@ -334,10 +334,18 @@ def _has_joined(entries: Sequence[Entry]) -> bool:
 
 def _disagree(everybody: Sequence[tuple[int, Sequence[Entry]]], ranks: Sequence[int]) -> str:
     same_rounds = len({rounds for rounds, _ in everybody}) == 1
-    calls = []
+    calls, names = [], []
     for rounds, entries in everybody:
-        call = next((entry.call for entry in entries if entry.awaited), "poll()")
+        awaited = next((entry for entry in entries if entry.awaited), None)
+        call = awaited.call if awaited else "poll()"
         calls.append(f"{call}{'' if same_rounds else f' after {rounds} rounds'}")
+        names.append(awaited.name if awaited else call)
+    if len(set(calls)) == 1:
+        return (
+            f"all ranks wait in {calls[0][:_QUOTE]}, but not in the same one: "
+            f"{quote_groups(names, ranks)}; calls without a name are matched by their number, so "
+            "some ranks have made more of them: every rank must make the same calls"
+        )
     return "the ranks disagree: " + quote_groups(calls, ranks)
 
 

@@ -34,6 +34,7 @@ class Means:
         param, form = self.params[i], self.forms[i]
         grad = param.grad
         if grad is not None and self._lasts(i, param, grad) and _alike(grad, param, form):
+            self._left[i] = TensorWeakRef(grad)
             return grad
         # First give up the old one: if nobody keeps it, the allocator gives its memory again.
         param.grad = grad = None

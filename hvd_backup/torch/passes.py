@@ -40,8 +40,14 @@ class Passes:
         self._counts.clear()
         self._given.clear()
 
-    def given(self, param: torch.Tensor) -> torch.Tensor | None:
-        """The tensor that was ``p.grad`` before the first pass, so that autograd added to it."""
+    def given(self, param: torch.Tensor, *, contributes: bool) -> torch.Tensor | None:
+        """The tensor that was ``p.grad`` before the first pass, so that autograd added to it.
+
+        Without a pass ``p.grad`` itself, unless this rank contributes it: then it was put there by
+        hand, as this step's gradient.
+        """
+        if not contributes and id(param) not in self._counts:
+            return param.grad
         reference = self._given.get(id(param))
         tensor: torch.Tensor | None = None if reference is None else reference()
         return tensor

@@ -61,7 +61,7 @@ class Rounds:
         self._exchange: Exchange | None = None
         self._staging: Staging
         self._attempt: Attempt | None = None
-        self._overtaken = False
+        self._overtaken, self._contributes = False, True
         self._passes = Passes(passes)
         self._synchronized, self._should_synchronize = False, True
         self._warned_of_abstaining: set[str] = set()
@@ -253,7 +253,7 @@ class Rounds:
         exchange = self._prepared()
         exchange.check_open()
         if self._overtaken:
-            self._overtaken = False
+            self._overtaken = self._contributes = False
             self._staging.settle()
             exchange.skip()
             round_ = exchange.wait()
@@ -261,6 +261,7 @@ class Rounds:
             self._staging.stage()
             weight = self._weight()
             round_ = exchange.arrive_and_wait(weight)
+            self._contributes = weight > 0
             if weight == 0 and round_.contributed:
                 exchange.stats.abstained += 1
         self._optimizer.last_round = round_
@@ -299,6 +300,9 @@ class Rounds:
                 "that this rank alone would apply this gradient; call backward() before step()"
             )
         self._passes.before(param)
+
+    def _given(self, param: torch.Tensor) -> torch.Tensor | None:
+        return self._passes.given(param, contributes=self._contributes)
 
     def after_pass(self, param: torch.Tensor) -> None:
         """It has."""
@@ -364,7 +368,7 @@ class Rounds:
                 contexts,
                 exchange,
                 self._ways,
-                self._passes.given,
+                self._given,
                 view=self._view,
             )
         self._exchange = exchange

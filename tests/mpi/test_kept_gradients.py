@@ -8,6 +8,7 @@ from mpi.training import assert_replicas, backward, batch, distribute, small_mod
 from torch import nn, optim
 
 import hvd_backup.torch as hvd
+from hvd_backup.torch.attempt import Overtaken
 
 pytestmark = pytest.mark.mpi
 
@@ -255,6 +256,28 @@ def test_buffers_that_the_user_gave_stay_the_gradients_and_are_zeroed_through(la
     if layout == "flat":
         torch.testing.assert_close(flat, torch.cat([grad.flatten() for grad in expected]))
     assert_replicas(model, opt)
+    opt.close()
+
+
+@pytest.mark.parametrize("how", ["weight 0", "left out", "skipped"])
+def test_given_buffers_stay_in_steps_to_which_a_rank_contributes_nothing(how):
+    p = vector()
+    given = p.grad = torch.zeros(3)
+    opt = distributed(p, backup_workers=SIZE - 1 if how == "skipped" else 0)
+    for step in range(6):
+        opt.zero_grad(set_to_none=False)
+        # A gradient that is there in a first step without backward() was put together by hand.
+        first = how == "left out" and step == 0
+        idle = SIZE > 1 and not first and (step + RANK) % SIZE == 0
+        opt.weight = 0.0 if idle and how == "weight 0" else 1.0
+        with opt.attempt():
+            if not idle:
+                put_gradient(p, step + RANK)
+            elif how == "skipped":
+                raise Overtaken
+        opt.step()
+        assert p.grad is given
+        same_everywhere(given.tolist())
     opt.close()
 
 
