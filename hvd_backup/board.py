@@ -227,6 +227,11 @@ class Board:
         """Whether `check()` has raised this very error, or `fail()` has told it."""
         return self._known is not None and self._known() is error
 
+    def not_told(self, error: BaseException) -> None:
+        """What `check()` has raised ends no call: the next one is the first to tell it."""
+        if self.knows(error):
+            self._told = False
+
     def is_told(self) -> bool:
         """Whether this rank knows of a failure already."""
         return self._told
@@ -388,6 +393,9 @@ class PartBoard(Board):
 
     def reason(self) -> errors.Error | None:
         return self._above.reason()
+
+    def not_told(self, error: BaseException) -> None:
+        self._above.not_told(error)
 
     def joined(self) -> list[int]:
         return []  # it is all ranks that join, and they are told in the world's rows

@@ -96,10 +96,11 @@ def pass_gate(comm: MPI.Intracomm, watch: Watch) -> None:
         return
     try:
         _await(door, watch)
-    except errors.Error:
+    except errors.Error as error:
         # A rank for which it has opened may have failed behind it. To this one it opens, too, soon.
         if not _opens_soon(door, 1000, 1e-3):
             raise
+        watch.board.not_told(error)
 
 
 def _await(door: MPI.Request, watch: Watch) -> None:

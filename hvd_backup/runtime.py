@@ -102,7 +102,7 @@ class Runtime:
         # As all ranks have one now, a life lock that is not held means a dead rank.
         self.board: Board = self.together.agree(lambda: self._make_board(above))
         watch = Watch(self.board, "set-up", self.config.timeout, 0, list)
-        self.together.watch(watch.look)
+        self.together.watch(watch.look, self.board.not_told)
         self._is_part = above is not None
         self._watch(self.board.check)
 

@@ -79,21 +79,30 @@ class Together:
         self._timeout = timeout
         self._doing = doing
         self._look: Callable[[], None] = lambda: None
+        self._forget: Callable[[BaseException], None] = lambda _: None
         self._under_way: _Exchange | None = None
         self._agreed: BaseException | None = None  # what all ranks have raised last, each its own
 
-    def watch(self, look: Callable[[], None]) -> None:
-        """From now on ``look()`` is called while waiting; what it raises ends the wait."""
-        self._look = look
+    def watch(
+        self, look: Callable[[], None], forget: Callable[[BaseException], None] = lambda _: None
+    ) -> None:
+        """From now on ``look()`` is called while waiting; what it raises ends the wait.
+
+        ``forget(error)`` is told of an error that did not, as all ranks had come.
+        """
+        self._look, self._forget = look, forget
 
     def of(self, comm: Any) -> Together:
         """The same for some of the ranks."""
         some = Together(comm, self._timeout, self._doing)
-        some.watch(self._look_around)
+        some.watch(self._look_around, self._forget_what_it_told)
         return some
 
     def _look_around(self) -> None:
         self._look()  # as it is by then
+
+    def _forget_what_it_told(self, error: BaseException) -> None:
+        self._forget(error)
 
     def allgather(self, mine: T) -> list[T]:
         """The objects of all ranks, by rank.
@@ -170,10 +179,11 @@ class Together:
             while not exchange.Test():
                 try:
                     look()
-                except errors.Error:
+                except errors.Error as error:
                     # A rank for which it is complete may have left, or failed, behind it. For this
                     # one it is complete soon, too.
                     if _is_soon_over(exchange):
+                        self._forget(error)
                         return
                     raise
                 if time.monotonic() > deadline:

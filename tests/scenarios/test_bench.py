@@ -111,7 +111,8 @@ def test_the_training_benchmark_measures_every_way_to_train(tmp_path):
         "training_step.py", "--out", tmp_path, "--quick", "--ranks", "2", "--models", "mlp"
     )
     rows = json.loads((tmp_path / "training_step.json").read_text())["rows"]
-    ways = {"single_process", "no_exchange", "hvd_backup", "ddp_gloo", "mpi_allreduce"}
+    ours = {"hvd_backup", "hvd_backup_view"}
+    ways = {"single_process", "no_exchange", *ours, "ddp_gloo", "mpi_allreduce"}
     find = [ROOT / "tests" / "launchers" / "build_horovod.sh", "--find"]
     if subprocess.run(find, capture_output=True, check=False).returncode == 0:
         ways.add("horovod")

@@ -551,3 +551,14 @@ def test_ranks_that_wait_in_different_calls_see_it_however_late_their_rows_come(
     assert max(world.done) == at
     for call in (program[at], other):
         assert f"in {call}" in str(raised.value)
+
+
+def test_what_ended_no_call_is_told_as_new_by_the_next(boards):
+    boards[1].fail(KeyError("x"))
+    with pytest.raises(PeerFailed) as first:
+        boards[0].check()
+    boards[0].not_told(first.value)
+    with pytest.raises(PeerFailed, match=r"KeyError: 'x'$"):
+        boards[0].check()
+    with pytest.raises(PeerFailed, match="was told before"):
+        boards[0].check()

@@ -57,6 +57,9 @@ class FailsLater(Board):
             self.has_failed = True
             raise errors.RoundTimeout("rank 1 failed: missing rank 0")
 
+    def not_told(self, error):
+        self.text_of_later = str(error)
+
 
 def doors(*opening):
     """A communicator. Its barriers are done after so many tests, or NEVER."""
@@ -108,6 +111,7 @@ def test_a_rank_that_fails_behind_the_gate_does_not_keep_the_others_from_passing
     board = FailsLater(looks=10)
     pass_gate(doors(3, 150), watch(board))
     assert board.has_failed  # and this rank has heard of it, at the second door
+    assert "rank 1 failed" in board.text_of_later  # but its user has not
 
 
 def test_a_rank_that_never_comes_ends_the_wait_after_the_timeout():

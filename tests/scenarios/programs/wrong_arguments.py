@@ -126,11 +126,11 @@ def gradients_cannot_be_staged_on_one_rank():
             opt.close()
 
 
-def parameters_frozen_on_one_rank():
+def parameters_added_on_one_rank():
     model, opt = linear()
     step(model, opt)
     if ODD:
-        model.bias.requires_grad_(False)
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(5))]})
     step(model, opt)
 
 
@@ -192,7 +192,7 @@ CASES = [
     integers_on_one_rank,
     other_treatment_of_nan_on_one_rank,
     gradients_cannot_be_staged_on_one_rank,
-    parameters_frozen_on_one_rank,
+    parameters_added_on_one_rank,
     optimizers_in_another_order,
     second_optimizer_on_one_rank,
     one_step_less_then_shutdown,
