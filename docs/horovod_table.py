@@ -97,7 +97,7 @@ A Horovod program whose imports alone have been changed runs as before. **With b
 
 ```python
 while training:
-    with optimizer.attempt():       # left at once when the round is over without this rank
+    with optimizer.attempt():  # left at once when the round is over without this rank
         optimizer.zero_grad()
         loss(model, next(batches)).backward()
     optimizer.step()                # every rank makes every step, late or not
