@@ -100,7 +100,7 @@ while training:
     with optimizer.attempt():  # left at once when the round is over without this rank
         optimizer.zero_grad()
         loss(model, next(batches)).backward()
-    optimizer.step()                # every rank makes every step, late or not
+    optimizer.step()  # every rank makes every step, late or not
 ```
 
 In Keras, add `hvd.callbacks.AttemptCallback()` to `fit` ([tensorflow.md](tensorflow.md)). Why: a
