@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -337,6 +338,8 @@ class Exchange:
         second_hand = isinstance(error, errors.PeerFailed) or board.is_told()
         if second_hand and (reason := board.reason()) is not None:
             return reason  # the first, in its own words
+        if isinstance(error, errors.PeerFailed) and "has died" in str(error):
+            error = self._seen_by_the_core(error)
         if self._runtime.where and not str(error).endswith(self._runtime.where):
             error = type(error)(f"{error}{self._runtime.where}")
         board.fail(error)
@@ -370,6 +373,22 @@ class Exchange:
             board.check()  # since the last look they may have told why
             raise errors.PeerFailed(self._death_of(dead))
         return []
+
+    def _seen_by_the_core(self, death: errors.PeerFailed) -> errors.Error:
+        """A death that the core saw amid a round, in the words of the first rank that tells it.
+
+        A process that ends gives up its memory, which the core reads, a little before its lock. All
+        ranks see that at the same time: so the ranks take turns.
+        """
+        board = self._runtime.board
+        deadline = time.monotonic() + 0.2
+        while not (dead := board.dead()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        before = [rank for rank in range(self._runtime.rank) if rank not in dead]
+        deadline = time.monotonic() + 0.02 * min(len(before), 10)
+        while (told := board.reason()) is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return told or (errors.PeerFailed(self._death_of(dead)) if dead else death)
 
     def _death_of(self, dead: list[int]) -> str:
         """What is known of the ranks whose processes have ended."""
