@@ -74,9 +74,9 @@ class Internode:
 
     def _data_transport(self) -> _core.DataTransport | None:
         """Of the node's first rank, which is the only one that exchanges data with other nodes."""
-        from mpi4py import MPI
-
         together = self._places.together
+        # Agreed on before the blocking call of MPI, which nothing would end.
+        MPI = together.agree(mpi_library.load, errors.LaunchError)
         first = self._places.local_rank == 0
         leaders = together.comm.Split(0 if first else MPI.UNDEFINED, key=self._places.rank)
         return together.agree(
