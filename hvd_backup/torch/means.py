@@ -47,6 +47,21 @@ class Means:
         grad = self.params[i].grad
         return mean if grad is None or grad is mean else grad.copy_(mean)
 
+    def put(self, i: int, mean: torch.Tensor) -> torch.Tensor:
+        """The same, of a mean that was decompressed: the tensor that lasts, else `mean` itself."""
+        param = self.params[i]
+        grad = param.grad
+        if (
+            grad is not None
+            and self._lasts(i, param, grad)
+            and grad.layout == mean.layout == torch.strided
+            and (grad.dtype, grad.device, grad.size()) == (mean.dtype, mean.device, mean.size())
+            and not grad.requires_grad
+        ):
+            mean = grad.copy_(mean)
+        self._left[i] = TensorWeakRef(mean)
+        return mean
+
     def _lasts(self, i: int, param: torch.Tensor, grad: torch.Tensor) -> bool:
         left = self._left.get(i)
         return (left is not None and left() is grad) or self._given(param) is grad

@@ -72,7 +72,7 @@ class OnHost:
             elif dense[i] and form.as_it_is:
                 param.grad = self._means.tensor(i).copy_(results[i])
             elif dense[i]:  # a compressor may keep what it is given, or return it
-                param.grad = form.dense(results[i].clone(), param)
+                param.grad = self._means.put(i, form.dense(results[i].clone(), param))
             elif sparse[i]:
                 param.grad = form.sparse(results[i], marks.rows[i], param)
             else:

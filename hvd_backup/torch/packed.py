@@ -23,7 +23,7 @@ STEP = (
 
 
 class Packed(ABC):
-    """What InPlace is for the CPU, for the parameters of one device.
+    """What OnHost is for the CPU, for the parameters of one device.
 
     What travels, after compression, is packed; a sparse gradient as its whole table. On the CPU,
     for tests, the same path runs with the kernels' twins.
@@ -62,7 +62,7 @@ class Packed(ABC):
         """Nothing to do before the gradients are complete."""
 
     def stage(self, dense: list[bool], sparse: list[bool]) -> None:
-        """The slot has all gradients after it; the thread sleeps until then. See InPlace."""
+        """The slot has all gradients after it; the thread sleeps until then. See OnHost."""
         refuse_capture(self._device, *STEP)
         packed = []  # they stay until the copies are done
         for i in self._order:
@@ -135,5 +135,7 @@ class Packed(ABC):
     def _gradient(self, i: int, target: torch.Tensor, dense: bool, marks: Marks) -> torch.Tensor:
         param, form = self._params[i], self._forms[i]
         if dense:
-            return self._means.write(i, target) if form.as_it_is else form.dense(target, param)
+            if form.as_it_is:
+                return self._means.write(i, target)
+            return self._means.put(i, form.dense(target, param))
         return form.sparse(target, marks.rows[i], param)

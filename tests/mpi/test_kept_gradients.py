@@ -118,11 +118,16 @@ def in_one_process(model, gradients, set_to_none):
         opt.step()
 
 
+@pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16])
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("b", [0, 1])
-def test_an_optimizer_that_keeps_the_last_gradient_is_as_in_one_process(b, set_to_none):
+def test_an_optimizer_that_keeps_the_last_gradient_is_as_in_one_process(
+    b, set_to_none, compression
+):
     model, alone = small_model(), small_model()
-    opt = distribute(model, Difference, lr=0.3, backup_workers=min(b, SIZE - 1))
+    opt = distribute(
+        model, Difference, lr=0.3, backup_workers=min(b, SIZE - 1), compression=compression
+    )
     means = []
     for step in range(6):
         opt.zero_grad(set_to_none=set_to_none)
