@@ -23,8 +23,8 @@ import numpy as np
 from mpi4py import MPI
 
 import hvd_backup as hb
-from hvd_backup import internode, runtime
-from hvd_backup.exchange import Exchange
+from hvd_backup.rounds.exchange import Exchange
+from hvd_backup.world import internode, runtime
 
 STEP_S = 0.02
 

@@ -37,7 +37,7 @@ from output import digits
 from samples import Flags, one_call, start_gloo
 
 import hvd_backup as hb
-from hvd_backup.exchange import Exchange
+from hvd_backup.rounds.exchange import Exchange
 
 Floats = npt.NDArray[np.float32]
 

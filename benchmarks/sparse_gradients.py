@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import hvd_backup.torch as hvd
-from hvd_backup.mpirun import find_mpirun
+from hvd_backup.world.mpirun import find_mpirun
 
 
 def sparse(rows: int, width: int, touched: int, step: int) -> torch.Tensor:

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent
-LAYERS = ("base", "protocol", "memory", "device", "transport", "engine")
+LAYERS = (
+    "base", "protocol", "memory", "arithmetic", "device", "transport", "round", "internode"
+)
 TARGETS = {
     "_core": [f"python/{name}.cpp" for name in ("core", "memory", "nodes", "device")],
     "hvd_backup_tests": ["tests/main.cpp", "tests/check.cpp", "tests/test_*.cpp"],

@@ -22,6 +22,13 @@ from hvd_backup.collectives import (
     partial_allreduce,
     reducescatter,
 )
+from hvd_backup.collectives.process_sets import (
+    ProcessSet,
+    add_process_set,
+    global_process_set,
+    init,
+    remove_process_set,
+)
 from hvd_backup.errors import (
     DeviceError,
     Error,
@@ -31,15 +38,8 @@ from hvd_backup.errors import (
     PeerFailed,
     RoundTimeout,
 )
-from hvd_backup.process_sets import (
-    ProcessSet,
-    add_process_set,
-    global_process_set,
-    init,
-    remove_process_set,
-)
-from hvd_backup.reports import Round, RoundRecord, Stats
-from hvd_backup.runtime import (
+from hvd_backup.rounds.reports import Round, RoundRecord, Stats
+from hvd_backup.world.runtime import (
     cross_rank,
     cross_size,
     is_homogeneous,
@@ -50,7 +50,7 @@ from hvd_backup.runtime import (
     shutdown,
     size,
 )
-from hvd_backup.wire import Average, Max, Min, Product, Sum
+from hvd_backup.world.wire import Average, Max, Min, Product, Sum
 
 try:
     __version__ = version("hvd_backup")

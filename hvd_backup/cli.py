@@ -153,7 +153,7 @@ def run(
     """
     from hvd_backup.cluster import run as runner
     from hvd_backup.config import Config
-    from hvd_backup.mpirun import find_mpirun
+    from hvd_backup.world.mpirun import find_mpirun
 
     root, cores = os.geteuid() == 0, len(os.sched_getaffinity(0))
     try:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TypeVar
-
-from hvd_backup import horovod_env
 
 T = TypeVar("T")
 
@@ -43,6 +42,17 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
         close = difflib.get_close_matches(word, [one.removeprefix(_PREFIX) for one in _SETTINGS], 1)
         told.append(f"{name} (did you mean {_PREFIX}{close[0]}?)" if close else name)
     return told
+
+
+# Horovod's names of levels.
+_LEVELS = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ class Config:
             if quiet
             else read("HOROVOD_STALL_CHECK_TIME_SECONDS", _at_least_0, cls.stall_warning),
             late_warning=read("HVD_BACKUP_LATE_WARNING", _switch, cls.late_warning),
-            log_level=horovod_env.log_level(environ),
+            log_level=_log_level(environ),
             timeline=read("HOROVOD_TIMELINE", str, cls.timeline),
         )
 
@@ -260,3 +270,13 @@ def _seconds(name: str, value: float, *, zero: bool) -> float:
         least = "0 or more" if zero else "more than 0"
         raise ValueError(f"{name}={value!r}: use seconds, {least}")
     return float(value)
+
+
+def _log_level(environ: Mapping[str, str]) -> int | None:
+    """What HOROVOD_LOG_LEVEL asks for. Raises ValueError for a level that there is not."""
+    text = environ.get("HOROVOD_LOG_LEVEL", "").strip().lower()
+    if not text:
+        return None
+    if text not in _LEVELS:
+        raise ValueError(f"HOROVOD_LOG_LEVEL={text!r}: use one of {', '.join(_LEVELS)}")
+    return _LEVELS[text]

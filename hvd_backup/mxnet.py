@@ -2,6 +2,6 @@
 
 import sys
 
-from hvd_backup.forwarding import forward
+from hvd_backup.horovod.forwarding import forward
 
 sys.modules[__name__] = forward("mxnet")

@@ -32,8 +32,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from hvd_backup.mpirun import find_mpirun
 from hvd_backup.study.mpirun import environment
+from hvd_backup.world.mpirun import find_mpirun
 
 ROOT = Path(__file__).resolve().parent.parent
 # In the environment of every process of a run, and of no other one.

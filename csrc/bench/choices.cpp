@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "device/mean.hpp"
-#include "device/mean_kernels.hpp"
-#include "engine/reduction.hpp"
+#include "arithmetic/mean.hpp"
+#include "arithmetic/mean_kernels.hpp"
+#include "round/reduction.hpp"
 #include "memory/pages.hpp"
 #include "memory/remote.hpp"
 #include "memory/segment.hpp"

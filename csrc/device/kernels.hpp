@@ -13,7 +13,7 @@
 
 #include "base/dtype.hpp"
 #include "device/buffer.hpp"
-#include "device/mean.hpp"
+#include "arithmetic/mean.hpp"
 #include "device/tasks.hpp"
 
 namespace hvd_backup {

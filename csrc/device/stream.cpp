@@ -5,7 +5,7 @@
 
 #include "device/buffer.hpp"
 #include "device/cuda_streams.hpp"
-#include "device/mean.hpp"
+#include "arithmetic/mean.hpp"
 
 namespace hvd_backup {
 namespace {

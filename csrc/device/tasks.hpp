@@ -7,7 +7,7 @@
 
 #include "base/dtype.hpp"
 #include "device/copy_kernel.hpp"
-#include "device/mean.hpp"
+#include "arithmetic/mean.hpp"
 
 namespace hvd_backup {
 

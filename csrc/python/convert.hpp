@@ -9,7 +9,7 @@
 #include <memory>
 
 #include "base/types.hpp"
-#include "engine/options.hpp"
+#include "round/options.hpp"
 
 namespace hvd_backup {
 

@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "base/error.hpp"
-#include "engine/collective.hpp"
-#include "engine/round_log.hpp"
+#include "round/collective.hpp"
+#include "round/round_log.hpp"
 #include "memory/segment.hpp"
 #include "python/convert.hpp"
 

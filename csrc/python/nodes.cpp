@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "base/error.hpp"
-#include "engine/collective.hpp"
-#include "engine/node_service.hpp"
+#include "round/collective.hpp"
+#include "internode/node_service.hpp"
 #include "memory/life_lock.hpp"
 #include "memory/segment.hpp"
 #include "python/convert.hpp"

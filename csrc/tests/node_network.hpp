@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "engine/node_service.hpp"
+#include "internode/node_service.hpp"
 #include "transport/local_data.hpp"
 
 namespace hvd_backup::testing {

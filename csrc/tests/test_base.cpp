@@ -12,7 +12,7 @@
 #include "base/error.hpp"
 #include "base/half.hpp"
 #include "check.hpp"
-#include "device/mean_kernels.hpp"
+#include "arithmetic/mean_kernels.hpp"
 #include "reference.hpp"
 
 using namespace hvd_backup;

@@ -3,7 +3,7 @@
 
 #include "base/error.hpp"
 #include "check.hpp"
-#include "engine/coordination.hpp"
+#include "internode/coordination.hpp"
 
 using namespace hvd_backup;
 

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "check.hpp"
-#include "device/mean.hpp"
-#include "device/mean_kernels.hpp"
+#include "arithmetic/mean.hpp"
+#include "arithmetic/mean_kernels.hpp"
 #include "reference.hpp"
 #include "world.hpp"
 

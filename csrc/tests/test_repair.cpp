@@ -6,7 +6,7 @@
 
 #include "base/error.hpp"
 #include "check.hpp"
-#include "engine/reduction.hpp"
+#include "round/reduction.hpp"
 #include "world.hpp"
 
 using namespace hvd_backup;

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "engine/shares.hpp"
+#include "round/shares.hpp"
 
 using namespace hvd_backup;
 

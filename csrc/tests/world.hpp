@@ -17,7 +17,7 @@
 
 #include "check.hpp"
 #include "device_case.hpp"
-#include "engine/collective.hpp"
+#include "round/collective.hpp"
 #include "node_network.hpp"
 #include "reference.hpp"
 

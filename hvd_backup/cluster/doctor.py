@@ -19,13 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from hvd_backup import launch
 from hvd_backup.cluster import findings
 from hvd_backup.cluster.findings import FAIL, OK, Answer, Finding
 from hvd_backup.cluster.probe import START, alone, told
 from hvd_backup.errors import LaunchError
-from hvd_backup.mpirun import find_mpirun
 from hvd_backup.study.mpirun import environment
+from hvd_backup.world import launch
+from hvd_backup.world.mpirun import find_mpirun
 
 FRAMEWORKS = ("torch", "tensorflow", "keras")
 # The other ranks of a world wait this much longer: rank 0 must print before one of them gives up,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hvd_backup import launch
-from hvd_backup.table import quote_groups, ranks_text
+from hvd_backup.phrases import quote_groups, ranks_text
+from hvd_backup.world import launch
 
 OK, NOTE, TODO, FAIL = "ok", "-", "todo", "FAIL"
 # What Open MPI 5 puts into /dev/shm for each rank (measured; Open MPI 4: a quarter of it).

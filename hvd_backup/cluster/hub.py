@@ -1,4 +1,4 @@
-"""What `hvd-backup run --no-mpi` does for its ranks' communicators (hvd_backup/local_comm.py).
+"""What `hvd-backup run --no-mpi` does for the communicators of hvd_backup/world/local_comm.py.
 
 `Exchanges` is pure: messages go in, messages come out. `Hub` has the sockets.
 """
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hvd_backup.frames import BadFrame, Decoder, Frame, encode
+from hvd_backup.world.frames import BadFrame, Decoder, Frame, encode
 
 
 @dataclass

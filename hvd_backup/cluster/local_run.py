@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from hvd_backup import launch
 from hvd_backup.cluster.hub import Hub
+from hvd_backup.world import launch
 
 _LINE = 64 * 1024  # bytes of a line that are handed on before its end
 _DRAIN_S = 0.5  # how long output is read that a rank's children hold open after its end

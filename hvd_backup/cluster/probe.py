@@ -22,10 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hvd_backup import launch, mpi_library
 from hvd_backup.config import settings
-from hvd_backup.joining import way_to_start
 from hvd_backup.study.mpirun import parse
+from hvd_backup.world import launch, mpi_library
+from hvd_backup.world.joining import way_to_start
 
 # An MPI library among the files that a process has mapped; libmpi_cxx and such are not meant.
 _LIBMPI = re.compile(r"^libmpi(ch|_cray|_gnu|_intel|_nvidia)?[\d.]*(_\w+)?\.so")
@@ -126,7 +126,7 @@ def _mean() -> None:
     import numpy as np
 
     import hvd_backup as hb
-    from hvd_backup.runtime import current
+    from hvd_backup.world.runtime import current
 
     _wait_for_all()
     hb.init()

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hvd_backup import launch
-from hvd_backup import mpirun as mpirun_here
 from hvd_backup.errors import LaunchError
 from hvd_backup.study.mpirun import AS_ROOT, shares_cores
+from hvd_backup.world import launch
+from hvd_backup.world import mpirun as mpirun_here
 
 # Set in a job's allocation: mpirun knows then how many ranks fit, and on which hosts.
 _MANAGERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID", "FLUX_JOB_ID")

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hvd_backup.mpirun import find_mpirun
 from hvd_backup.study import report
 from hvd_backup.study.data import recognize
 from hvd_backup.study.experiment import PRESETS, Run, Settings, run_name
 from hvd_backup.study.figures import Series, summarize
 from hvd_backup.study.mpirun import run_ranks
+from hvd_backup.world.mpirun import find_mpirun
 
 ROUNDS, REPEATS = 200, 3
 QUICK_ROUNDS, QUICK_REPEATS = 100, 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_backup.errors import LaunchError
-from hvd_backup.mpirun import find_mpirun
+from hvd_backup.world.mpirun import find_mpirun
 
 GRACE_S = 5.0  # between asking mpirun to end and making it
 LOOK_S = 0.5  # Ctrl-C just before a read does not end it: it would wait for the next line

@@ -42,7 +42,7 @@ from hvd_backup import (
     shutdown,
     size,
 )
-from hvd_backup.capabilities import (
+from hvd_backup.horovod.capabilities import (
     ccl_built,
     cuda_built,
     ddl_built,
@@ -54,6 +54,7 @@ from hvd_backup.capabilities import (
     nccl_built,
     rocm_built,
 )
+from hvd_backup.horovod.timeline import start_timeline, stop_timeline
 from hvd_backup.tensorflow.collectives import (
     allgather,
     allreduce,
@@ -84,7 +85,6 @@ from hvd_backup.tensorflow.tape import (
     DistributedGradientTape,
     PartialDistributedGradientTape,
 )
-from hvd_backup.timeline import start_timeline, stop_timeline
 
 __getattr__ = _refuser(__name__)
 

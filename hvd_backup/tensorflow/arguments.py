@@ -6,9 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvd_backup import arguments
-from hvd_backup.operations import Where
-from hvd_backup.process_sets import ProcessSet
+from hvd_backup.collectives.operations import Where
+from hvd_backup.collectives.process_sets import ProcessSet
+from hvd_backup.rounds import arguments
 
 
 def check(num_groups: int, groups: Any, compression: Any, passes: int = 1) -> None:

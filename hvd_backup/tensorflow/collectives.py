@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from hvd_backup import collectives, runtime
+from hvd_backup import collectives
 from hvd_backup.collectives import check_root
-from hvd_backup.operations import Where, op_of
-from hvd_backup.process_sets import table_of
+from hvd_backup.collectives.operations import Where, op_of
+from hvd_backup.collectives.process_sets import table_of
 from hvd_backup.tensorflow import host
 from hvd_backup.tensorflow.arguments import where_of
 from hvd_backup.tensorflow.compression import Compression
 from hvd_backup.tensorflow.ops import host_call
-from hvd_backup.wire import Average, Reduction, Sum
+from hvd_backup.world import runtime
+from hvd_backup.world.wire import Average, Reduction, Sum
 
 
 def allreduce(

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvd_backup import runtime
+from hvd_backup.world import runtime
 
 
 def rank_op(name: str | None = None) -> Any:

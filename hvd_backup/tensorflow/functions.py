@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvd_backup import collectives, operations
+from hvd_backup import collectives
+from hvd_backup.collectives import operations
 from hvd_backup.tensorflow import host
 from hvd_backup.tensorflow.arguments import where_of
 from hvd_backup.tensorflow.ops import host_call

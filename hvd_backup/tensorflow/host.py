@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hvd_backup import operations, runtime
-from hvd_backup.operations import HERE, Where
-from hvd_backup.wire import Reduction, Typed
+from hvd_backup.collectives import operations
+from hvd_backup.collectives.operations import HERE, Where
+from hvd_backup.world import runtime
+from hvd_backup.world.wire import Reduction, Typed
 
 Array = npt.NDArray[Any]
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvd_backup import errors
-from hvd_backup.group import Group
+from hvd_backup.collectives.group import Group
 from hvd_backup.tensorflow.collectives import grouped_allreduce
 from hvd_backup.tensorflow.compression import Compression
 from hvd_backup.tensorflow.failures import tensorflow_errors

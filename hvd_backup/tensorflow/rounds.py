@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hvd_backup import collectives, errors, wire
-from hvd_backup.arguments import check_op
-from hvd_backup.exchange import Exchange
-from hvd_backup.group import Group
-from hvd_backup.reports import Round, Stats
+from hvd_backup import collectives, errors
+from hvd_backup.collectives.group import Group
+from hvd_backup.rounds.arguments import check_op
+from hvd_backup.rounds.exchange import Exchange
+from hvd_backup.rounds.reports import Round, Stats
 from hvd_backup.tensorflow.identity import Identity, check_same
 from hvd_backup.tensorflow.layout import Form, Forms, Kind, Layout, agree, is_table
+from hvd_backup.world import wire
 
 Array = npt.NDArray[Any]
 

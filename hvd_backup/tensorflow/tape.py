@@ -10,9 +10,8 @@ from weakref import WeakKeyDictionary
 
 import tensorflow as tf
 
-from hvd_backup import runtime
-from hvd_backup.group import Group
-from hvd_backup.reports import Round
+from hvd_backup.collectives.group import Group
+from hvd_backup.rounds.reports import Round
 from hvd_backup.tensorflow import arguments
 from hvd_backup.tensorflow.compression import Compression
 from hvd_backup.tensorflow.identity import key_of
@@ -23,7 +22,8 @@ from hvd_backup.tensorflow.reduction import (
     divided,
 )
 from hvd_backup.tensorflow.rounds import Options
-from hvd_backup.wire import Average
+from hvd_backup.world import runtime
+from hvd_backup.world.wire import Average
 
 # A program makes a new tape for each step, and its rounds go on. The ranks of a process set make
 # the same tapes, so that they forget the same rounds: so many of each set are kept. What a graph

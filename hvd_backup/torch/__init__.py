@@ -35,7 +35,9 @@ from hvd_backup import (
     shutdown,
     size,
 )
-from hvd_backup.capabilities import (
+from hvd_backup.collectives.operations import Adasum
+from hvd_backup.errors import Error as HorovodInternalError
+from hvd_backup.horovod.capabilities import (
     ccl_built,
     cuda_built,
     ddl_built,
@@ -47,10 +49,8 @@ from hvd_backup.capabilities import (
     nccl_built,
     rocm_built,
 )
-from hvd_backup.errors import Error as HorovodInternalError
-from hvd_backup.forwarding import forward
-from hvd_backup.operations import Adasum
-from hvd_backup.timeline import start_timeline, stop_timeline
+from hvd_backup.horovod.forwarding import forward
+from hvd_backup.horovod.timeline import start_timeline, stop_timeline
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.collectives import (
     allgather_async,

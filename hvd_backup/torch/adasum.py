@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from hvd_backup import operations, runtime
-from hvd_backup.operations import Where
-from hvd_backup.table import Operation
-from hvd_backup.wire import Channel, Reduction
+from hvd_backup.collectives import operations
+from hvd_backup.collectives.operations import Where
+from hvd_backup.world import runtime
+from hvd_backup.world.table import Operation
+from hvd_backup.world.wire import Channel, Reduction
 
 
 def adasum_async(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hvd_backup.exchange import Exchange
+from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.torch import staging
 from hvd_backup.torch.device import addresses, by_device, refuse_capture, runs_of
 from hvd_backup.torch.layout import Flats, GradientLayout

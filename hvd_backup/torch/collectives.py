@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from hvd_backup import operations
-from hvd_backup.operations import Adasum, Where, op_of
-from hvd_backup.process_sets import ProcessSet, global_process_set
-from hvd_backup.table import Operation
+from hvd_backup.collectives import operations
+from hvd_backup.collectives.operations import Adasum, Where, op_of
+from hvd_backup.collectives.process_sets import ProcessSet, global_process_set
 from hvd_backup.torch.adasum import adasum_async
 from hvd_backup.torch.bits import assign
 from hvd_backup.torch.tensors import check_tensors, tensor_of, typed
-from hvd_backup.wire import Average, Reduction
+from hvd_backup.world.table import Operation
+from hvd_backup.world.wire import Average, Reduction
 
 Tensor = torch.Tensor
 Handle = Operation

@@ -15,15 +15,16 @@ from torch import distributed
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from hvd_backup import operations, runtime
-from hvd_backup.arguments import check_weight
+from hvd_backup.collectives import operations
 from hvd_backup.config import RoundOptions
-from hvd_backup.exchange import Exchange
-from hvd_backup.reports import Round, Stats
+from hvd_backup.rounds.arguments import check_weight
+from hvd_backup.rounds.exchange import Exchange
+from hvd_backup.rounds.reports import Round, Stats
 from hvd_backup.torch import owners
 from hvd_backup.torch.buckets import Buckets
 from hvd_backup.torch.device import by_device, check_devices
 from hvd_backup.torch.layout import GradientLayout
+from hvd_backup.world import runtime
 
 
 def set_torchrun_env(port: int | None = None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from hvd_backup import _core, errors
-from hvd_backup.exchange import Exchange
+from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.torch.layout import GradientLayout
 
 Run = tuple[str, str, int, list[tuple[int, int]]]

@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import torch
 
-from hvd_backup import runtime
-from hvd_backup.operations import op_of
-from hvd_backup.process_sets import ProcessSet, global_process_set
+from hvd_backup.collectives.operations import op_of
+from hvd_backup.collectives.process_sets import ProcessSet, global_process_set
 from hvd_backup.torch import collectives
 from hvd_backup.torch.collectives import Tensor, synchronize
 from hvd_backup.torch.compression import Compression
 from hvd_backup.torch.tensors import check_tensors
-from hvd_backup.wire import Average, Sum
+from hvd_backup.world import runtime
+from hvd_backup.world.wire import Average, Sum
 
 
 def allreduce(

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hvd_backup import errors, operations, runtime, wire
-from hvd_backup.collectives import allgather_object, broadcast_object
+from hvd_backup import errors
+from hvd_backup.collectives import allgather_object, broadcast_object, operations
 from hvd_backup.torch import bits
-from hvd_backup.wire import Channel, Message
+from hvd_backup.world import runtime, wire
+from hvd_backup.world.wire import Channel, Message
 
 __all__ = [
     "allgather_object",

@@ -10,11 +10,11 @@ from torch.utils.weak import TensorWeakRef
 
 from hvd_backup import errors
 from hvd_backup.torch.functions import share_state, share_tensors
-from hvd_backup.wire import Channel
+from hvd_backup.world.wire import Channel
 
 
 class Replicas:
-    """A DistributedOptimizer's parameters and state; see ``hvd_backup.absence``.
+    """A DistributedOptimizer's parameters and state; see ``hvd_backup.rounds.absence``.
 
     A rank may have left the function that made its optimizer, and have only the model, or nothing.
     What is gone on the root, which runs the same program, no rank can use any more.

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from hvd_backup import _core
-from hvd_backup.exchange import Exchange
-from hvd_backup.mapped_memory import Wish
+from hvd_backup.rounds.exchange import Exchange
+from hvd_backup.rounds.mapped_memory import Wish
 from hvd_backup.torch.device import number_of, stream_of
 from hvd_backup.torch.layout import GradientLayout
 from hvd_backup.torch.means import Means

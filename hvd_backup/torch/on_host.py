@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hvd_backup.exchange import Exchange
+from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.torch.forms import Form
 from hvd_backup.torch.layout import GradientLayout, Marks
 from hvd_backup.torch.means import Means

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from hvd_backup import arguments
-from hvd_backup.group import Group
-from hvd_backup.reports import Round, Stats
+from hvd_backup.collectives.group import Group
+from hvd_backup.rounds import arguments
+from hvd_backup.rounds.reports import Round, Stats
 from hvd_backup.torch import owners
 from hvd_backup.torch.arguments import check_on_nonfinite, names_of, parameter_names
 from hvd_backup.torch.attempt import Attempt
@@ -19,7 +19,7 @@ from hvd_backup.torch.forms import Ways
 from hvd_backup.torch.outside import Outside
 from hvd_backup.torch.rounds import Rounds
 from hvd_backup.torch.stepping import check_can_be_extended
-from hvd_backup.wire import Average, Sum
+from hvd_backup.world.wire import Average, Sum
 
 
 def DistributedOptimizer(  # noqa: N802 (Horovod's name)

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from hvd_backup import arguments
-from hvd_backup.reports import Stats
+from hvd_backup.rounds import arguments
+from hvd_backup.rounds.reports import Stats
 from hvd_backup.torch.attempt import Attempt
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hvd_backup.exchange import Exchange
+from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.torch.device import addresses, refuse_capture, runs_of, use_on_current_stream
 from hvd_backup.torch.layout import GradientLayout, Marks
 from hvd_backup.torch.means import Means, empty, fits

@@ -11,10 +11,10 @@ from typing import Any, cast
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from hvd_backup import arguments, runtime
-from hvd_backup.exchange import Exchange
-from hvd_backup.group import Group
-from hvd_backup.reports import Stats
+from hvd_backup.collectives.group import Group
+from hvd_backup.rounds import arguments
+from hvd_backup.rounds.exchange import Exchange
+from hvd_backup.rounds.reports import Stats
 from hvd_backup.torch import owners
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.device import check_devices
@@ -24,6 +24,7 @@ from hvd_backup.torch.passes import Passes, Watched
 from hvd_backup.torch.scaling import all_finite, ignore_the_scalers_warning
 from hvd_backup.torch.staging import Staging, wished
 from hvd_backup.torch.stepping import Stepping, inside
+from hvd_backup.world import runtime
 
 log = logging.getLogger("hvd_backup")
 

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import torch
 
-from hvd_backup import _core, runtime
-from hvd_backup.exchange import Exchange
+from hvd_backup import _core
+from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.torch.device import Run, number_of, stream_of
 from hvd_backup.torch.layout import GradientLayout
 from hvd_backup.torch.means import Means
 from hvd_backup.torch.packed import Packed
+from hvd_backup.world import runtime
 
 log = logging.getLogger("hvd_backup")
 

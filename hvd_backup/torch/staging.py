@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from hvd_backup.config import Config
-from hvd_backup.exchange import Exchange
-from hvd_backup.mapped_memory import Wish
+from hvd_backup.rounds.exchange import Exchange
+from hvd_backup.rounds.mapped_memory import Wish
 from hvd_backup.torch.device import by_device
 from hvd_backup.torch.forms import Form, Ways
 from hvd_backup.torch.layout import GradientLayout

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hvd_backup import runtime
 from hvd_backup.torch import owners
 from hvd_backup.torch.differentiable import allgather, allreduce
-from hvd_backup.wire import Sum
+from hvd_backup.world import runtime
+from hvd_backup.world.wire import Sum
 
 _WHY = (
     "SyncBatchNorm, whose forward and backward pass wait for every rank: backup workers would have "

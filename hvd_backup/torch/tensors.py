@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hvd_backup.wire import Typed
+from hvd_backup.world.wire import Typed
 
 # Same bytes, and known to numpy.
 _BITS = {torch.bfloat16: torch.int16}

@@ -51,8 +51,8 @@ from typing import Any
 from launching import ROOT, CompletedRun, Ranks
 
 from hvd_backup.errors import LaunchError
-from hvd_backup.mpirun import find_mpirun
 from hvd_backup.study.mpirun import environment, parse
+from hvd_backup.world.mpirun import find_mpirun
 
 SUBNET = "10.77.0"
 LONG_CABLE = Path(__file__).with_name("long_cable.py")

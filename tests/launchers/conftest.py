@@ -10,8 +10,8 @@ import pytest
 from launchers import slurm
 from launching import ROOT
 
-from hvd_backup.mpirun import find_mpirun
 from hvd_backup.study.mpirun import AS_ROOT, OVERSUBSCRIBE
+from hvd_backup.world.mpirun import find_mpirun
 
 pytest.register_assert_rewrite("launchers.told")
 

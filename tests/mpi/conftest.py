@@ -28,8 +28,8 @@ from typing import Any
 
 import pytest
 
-from hvd_backup import launch
-from hvd_backup.joining import launched_world
+from hvd_backup.world import launch
+from hvd_backup.world.joining import launched_world
 
 WORLD = pytest.StashKey["World"]()
 # How long a failed rank leaves the others to say that they failed too.

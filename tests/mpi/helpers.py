@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 import hvd_backup as hb
-from hvd_backup import runtime
+from hvd_backup.world import runtime
 
 hb.init()
 

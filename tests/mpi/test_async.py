@@ -10,7 +10,7 @@ from torch import nn
 
 import hvd_backup as hb
 import hvd_backup.torch as hvd
-from hvd_backup import operations
+from hvd_backup.collectives import operations
 
 pytestmark = pytest.mark.mpi
 

@@ -20,8 +20,8 @@ from torch import nn, optim
 
 import hvd_backup as hb
 import hvd_backup.torch as hvd
-from hvd_backup import runtime
-from hvd_backup.exchange import Exchange
+from hvd_backup.rounds.exchange import Exchange
+from hvd_backup.world import runtime
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(90)]
 

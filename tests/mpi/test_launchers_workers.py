@@ -7,7 +7,7 @@ import pytest
 from mpi.helpers import RANK, SIZE
 
 import hvd_backup as hb
-from hvd_backup import runtime
+from hvd_backup.world import runtime
 
 pytestmark = pytest.mark.mpi
 

@@ -20,11 +20,13 @@ from mpi.helpers import (
 from mpi.test_staged import table_and_matrix, train
 
 import hvd_backup.torch as hvd
-from hvd_backup import errors, mapped_memory, runtime
-from hvd_backup.joining import launched_world
+from hvd_backup import errors
+from hvd_backup.rounds import mapped_memory
 from hvd_backup.torch import mapped, staging
 from hvd_backup.torch.compression import Compression
 from hvd_backup.torch.mapped import Mapped
+from hvd_backup.world import runtime
+from hvd_backup.world.joining import launched_world
 
 pytestmark = pytest.mark.mpi
 ONE_NODE = len(set(NODE_OF)) == 1

@@ -23,7 +23,7 @@ from mpi.helpers import (
 )
 
 import hvd_backup as hb
-from hvd_backup import runtime
+from hvd_backup.world import runtime
 
 pytestmark = pytest.mark.mpi
 

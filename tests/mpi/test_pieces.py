@@ -7,7 +7,7 @@ from mpi.helpers import RANK, SIZE, assert_same_bits, same_everywhere
 
 import hvd_backup as hb
 import hvd_backup.torch as hvd
-from hvd_backup import runtime, wire
+from hvd_backup.world import runtime, wire
 
 pytestmark = pytest.mark.mpi
 

@@ -7,7 +7,8 @@ from mpi.helpers import RANK, SIZE, assert_same_bits, same_everywhere
 
 import hvd_backup as hb
 import hvd_backup.torch as hvd
-from hvd_backup import process_sets, runtime
+from hvd_backup.collectives import process_sets
+from hvd_backup.world import runtime
 
 pytestmark = pytest.mark.mpi
 

@@ -9,7 +9,7 @@ from mpi.training import LATE_WORDS, batch, replica, small_model, tensor_bits, t
 
 import hvd_backup as hb
 import hvd_backup.torch as hvd
-from hvd_backup import runtime
+from hvd_backup.world import runtime
 
 pytestmark = [pytest.mark.mpi(min_size=2), pytest.mark.timeout(120)]
 

@@ -8,14 +8,14 @@ import torch
 from mpi.helpers import RANK, SIZE, digest, same_everywhere
 
 import hvd_backup.torch as hvd
-from hvd_backup import runtime
-from hvd_backup.exchange import Exchange
+from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.torch import staging
 from hvd_backup.torch.compression import Compression
 from hvd_backup.torch.forms import Form, Ways
 from hvd_backup.torch.means import Means
 from hvd_backup.torch.on_host import OnHost
 from hvd_backup.torch.staged import Staged
+from hvd_backup.world import runtime
 
 pytestmark = pytest.mark.mpi
 

@@ -7,8 +7,8 @@ import pytest
 from mpi.helpers import RANK, SIZE, assert_same_bits
 
 import hvd_backup as hb
-from hvd_backup.joining import launched_world
-from hvd_backup.local_comm import module_of
+from hvd_backup.world.joining import launched_world
+from hvd_backup.world.local_comm import module_of
 
 pytestmark = pytest.mark.mpi
 WORLD = launched_world()

@@ -7,8 +7,8 @@ from collections import deque
 import pytest
 
 from hvd_backup._core import Rows, Segment
-from hvd_backup.board import TELL_AFTER_S, TELL_SETUP_AFTER_S, Board
 from hvd_backup.errors import Error, Mismatch, PeerFailed, RoundTimeout
+from hvd_backup.world.board import TELL_AFTER_S, TELL_SETUP_AFTER_S, Board
 
 
 class Clock:

@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 from unit.doctor_facts import MPI, WORKS, rank
 
-from hvd_backup import launch
 from hvd_backup.cli import app
 from hvd_backup.cluster import doctor, findings, probe
 from hvd_backup.cluster.findings import FAIL, NOTE, OK, TODO, Answer
+from hvd_backup.world import launch
 
 # ---- probes, and how they are asked --------------------------------------------------------------
 

@@ -5,9 +5,10 @@ import re
 import pytest
 from unit.doctor_facts import MPI, WORKS, rank
 
-from hvd_backup import _core, launch
+from hvd_backup import _core
 from hvd_backup.cluster import doctor, findings, probe
 from hvd_backup.cluster.findings import FAIL, NOTE, OK, TODO, Answer
+from hvd_backup.world import launch
 
 NOT_BUILT = {"built": False, "devices": 0, "runtime": 0, "why": "no nvcc"}
 NO_DRIVER = {"built": True, "devices": 0, "runtime": 13000, "why": "no driver"}

@@ -6,10 +6,10 @@ import stat
 import pytest
 from typer.testing import CliRunner
 
-from hvd_backup import launch
 from hvd_backup.cli import app
 from hvd_backup.cluster import run
 from hvd_backup.errors import LaunchError
+from hvd_backup.world import launch
 
 TRAIN = ("python", "train.py")
 

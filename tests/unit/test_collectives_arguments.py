@@ -6,7 +6,7 @@ import torch
 
 import hvd_backup as hb
 import hvd_backup.torch as hvd
-from hvd_backup.exchange import Exchange
+from hvd_backup.rounds.exchange import Exchange
 
 
 @pytest.fixture

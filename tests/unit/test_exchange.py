@@ -2,7 +2,7 @@
 
 import pytest
 
-from hvd_backup.exchange import chunk_bytes
+from hvd_backup.rounds.exchange import chunk_bytes
 
 KB = 1024
 

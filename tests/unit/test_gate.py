@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from hvd_backup import errors
-from hvd_backup.gate import Watch, pass_gate
+from hvd_backup.world.gate import Watch, pass_gate
 
 
 class Board:

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from hvd_backup import horovod_env
 from hvd_backup.config import Config
+from hvd_backup.horovod import environment as horovod_env
 
 
 def test_the_stall_check_is_horovods():

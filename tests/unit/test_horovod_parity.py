@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hvd_backup.torch as hvd
-from hvd_backup import runtime
+from hvd_backup.world import runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from hvd_backup import last_words
+from hvd_backup.world import last_words
 
 
 @pytest.fixture(autouse=True)

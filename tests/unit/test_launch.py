@@ -3,7 +3,7 @@
 import pytest
 
 from hvd_backup.errors import LaunchError
-from hvd_backup.launch import Launch, check, check_before_init, detect
+from hvd_backup.world.launch import Launch, check, check_before_init, detect
 
 # As printed by `env` under each launcher, less what does not matter here.
 OPEN_MPI = {

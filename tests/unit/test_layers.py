@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-LAYERS = ["base", "protocol", "memory", "device", "transport", "engine", "python"]
+LAYERS = [
+    "base",
+    "protocol",
+    "memory",
+    "arithmetic",
+    "device",
+    "transport",
+    "round",
+    "internode",
+    "python",
+]
 QUOTED = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 ANGLED = re.compile(r"^\s*#\s*include\s+<([^>]+)>", re.MULTILINE)
 
@@ -15,7 +25,7 @@ RESERVED = {
     "mpi.h": [],  # the library is found at run time
     "cuda": ["device"],
     "pybind11/": ["python"],
-    "thread": ["engine", "transport"],
+    "thread": ["internode", "round", "transport"],
 }
 
 
@@ -62,9 +72,9 @@ def test_every_folder_of_csrc_is_a_layer_or_known():
 
 
 def test_the_check_finds_an_include_that_goes_up():
-    assert includes_above("memory", '#include "engine/x.hpp"\n#include "base/y.hpp"') == [
-        "engine/x.hpp"
+    assert includes_above("memory", '#include "round/x.hpp"\n#include "base/y.hpp"') == [
+        "round/x.hpp"
     ]
     assert includes_above("base", ' # include "y.hpp"') == ["y.hpp"]
-    assert reserved_includes("engine/x.cpp", "#include <mpi.h>\n#include <thread>") == ["mpi.h"]
+    assert reserved_includes("round/x.cpp", "#include <mpi.h>\n#include <thread>") == ["mpi.h"]
     assert reserved_includes("base/x.cpp", "#include <cuda_runtime.h>") == ["cuda_runtime.h"]

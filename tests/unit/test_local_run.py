@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from hvd_backup import errors, launch, local_comm
+from hvd_backup import errors
 from hvd_backup.cli import app
 from hvd_backup.cluster.hub import Exchanges
 from hvd_backup.cluster.local_run import Lines, ending, environment, exit_status
-from hvd_backup.frames import BadFrame, Decoder, Frame, encode
+from hvd_backup.world import launch, local_comm
+from hvd_backup.world.frames import BadFrame, Decoder, Frame, encode
 
 
 def gift(tag, members, payload=b""):

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from mpi4py import MPI
 
-from hvd_backup import _core, mpi_library
+from hvd_backup import _core
 from hvd_backup.errors import LaunchError
+from hvd_backup.world import mpi_library
 
 
 def test_the_library_is_known_before_it_is_initialized():
     program = """
-from hvd_backup import mpi_library
+from hvd_backup.world import mpi_library
 version = mpi_library.version()
 import mpi4py
 mpi4py.rc.initialize = False

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from hvd_backup import launch, mpi_library, mpirun
 from hvd_backup.errors import LaunchError
+from hvd_backup.world import launch, mpi_library, mpirun
 
 OPEN_MPI = "Open MPI v5.0.11, package: …"
 MPICH = "MPICH Version:      5.0.2\nMPICH Release date"

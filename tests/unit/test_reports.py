@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hvd_backup as hb
-from hvd_backup.reports import Stats
+from hvd_backup.rounds.reports import Stats
 
 
 @pytest.fixture(scope="module", autouse=True)

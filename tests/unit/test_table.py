@@ -2,7 +2,8 @@
 
 import pytest
 
-from hvd_backup.table import Entry, decide, quote_groups
+from hvd_backup.phrases import quote_groups
+from hvd_backup.world.table import Entry, decide
 
 
 def entry(name, kind="allreduce", call="", signature="", awaited=False):

@@ -4,8 +4,8 @@ import json
 import logging
 import os
 
-from hvd_backup.table import Operation
-from hvd_backup.timeline import Timeline
+from hvd_backup.horovod.timeline import Timeline
+from hvd_backup.world.table import Operation
 
 
 def operation(name):

@@ -4,8 +4,9 @@ import pickle
 
 import pytest
 
-from hvd_backup import errors, local_comm
-from hvd_backup.together import Together, _Message
+from hvd_backup import errors
+from hvd_backup.world import local_comm
+from hvd_backup.world.together import Together, _Message
 
 
 class Request:

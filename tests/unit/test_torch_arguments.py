@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hvd_backup.torch as hvd
-from hvd_backup import arguments
+from hvd_backup.rounds import arguments
 from hvd_backup.torch import arguments as torch_arguments
 from hvd_backup.torch.compression import probe
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hvd_backup import wire
-from hvd_backup.operations import splits_of
-from hvd_backup.wire import Average, Channel, Reduction, Sum, Typed
+from hvd_backup.collectives.operations import splits_of
+from hvd_backup.world import wire
+from hvd_backup.world.wire import Average, Channel, Reduction, Sum, Typed
 
 
 def channel(size=1):

@@ -9,7 +9,7 @@
 
 #include "../check.hpp"
 #include "device/mapped_staging.hpp"
-#include "engine/collective.hpp"
+#include "round/collective.hpp"
 #include "lazy_cuda.hpp"
 #include "lazy_model.hpp"
 #include "memory/segment.hpp"

@@ -11,13 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvd_backup import collectives, runtime
+from hvd_backup import collectives
 from hvd_backup.tensorflow.functions import broadcast_variables
 from hvd_backup.tensorflow.keras.averages import average, leaves, put
 from hvd_backup.tensorflow.keras.fitting import leave_early, optimizers_of, prepare_model
 from hvd_backup.tensorflow.keras.identity import Local, Sent, tensor_of
 from hvd_backup.tensorflow.keras.optimizer import steps_of
 from hvd_backup.tensorflow.keras.seen import Epoch, Pass
+from hvd_backup.world import runtime
 
 log = logging.getLogger("hvd_backup")
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from hvd_backup.group import Group
+from hvd_backup.collectives.group import Group
 from hvd_backup.tensorflow import arguments
 from hvd_backup.tensorflow.compression import Compression
 from hvd_backup.tensorflow.keras.attempt import Attempt
 from hvd_backup.tensorflow.keras.steps import Steps
 from hvd_backup.tensorflow.reduction import Wrapping
 from hvd_backup.tensorflow.rounds import Options
-from hvd_backup.wire import Average
+from hvd_backup.world.wire import Average
 
 if TYPE_CHECKING:
-    from hvd_backup.reports import Round, Stats
+    from hvd_backup.rounds.reports import Round, Stats
 
 do_not_convert = tf.autograph.experimental.do_not_convert  # there is nothing to convert
 LossScaleOptimizer = keras.optimizers.LossScaleOptimizer

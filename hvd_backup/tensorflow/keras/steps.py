@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvd_backup.group import Group
-from hvd_backup.reports import Round, Stats
+from hvd_backup.collectives.group import Group
+from hvd_backup.rounds.reports import Round, Stats
 from hvd_backup.tensorflow.identity import name_of
 from hvd_backup.tensorflow.keras.attempt import Attempt
 from hvd_backup.tensorflow.keras.presence import apply_present, variable_of

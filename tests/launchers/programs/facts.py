@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-from hvd_backup import launch
+from hvd_backup.world import launch
 
 FOLDER = Path(sys.argv[1])
 ARGUMENTS = sys.argv[2:]

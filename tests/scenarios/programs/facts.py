@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import hvd_backup as hb
-from hvd_backup import launch
+from hvd_backup.world import launch
 
 FOLDER = Path(sys.argv[1])
 ARGUMENTS = sys.argv[2:]

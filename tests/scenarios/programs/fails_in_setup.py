@@ -12,7 +12,10 @@ import numpy as np
 from facts import ARGUMENTS, tell
 
 import hvd_backup as hb
-from hvd_backup import _core, board, exchange, internode, launch, places
+from hvd_backup import _core
+from hvd_backup.rounds import exchange
+from hvd_backup.world import board, internode, launch
+from hvd_backup.world import topology as places
 
 WHO, POINT, WAY = int(ARGUMENTS[0]), ARGUMENTS[1], ARGUMENTS[2]
 RANK = launch.detect(os.environ).rank

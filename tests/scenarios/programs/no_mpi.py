@@ -10,7 +10,7 @@ import numpy as np
 from facts import ARGUMENTS, tell
 
 import hvd_backup as hb
-from hvd_backup import launch
+from hvd_backup.world import launch
 
 WAY = ARGUMENTS[0] if ARGUMENTS else "work"
 sys.modules["mpi4py"] = None  # an import of it fails

@@ -13,8 +13,8 @@ import numpy as np
 from facts import ARGUMENTS, new_world, start, stop_for, tell
 
 import hvd_backup as hb
-from hvd_backup import runtime
-from hvd_backup.exchange import Exchange
+from hvd_backup.rounds.exchange import Exchange
+from hvd_backup.world import runtime
 
 RANK, SIZE = start()
 

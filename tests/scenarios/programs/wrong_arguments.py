@@ -10,8 +10,8 @@ from facts import new_world, start, tell
 
 import hvd_backup as hb
 import hvd_backup.torch as hvd
-from hvd_backup.board import Board
 from hvd_backup.torch import staged, staging
+from hvd_backup.world.board import Board
 
 RANK, SIZE = start()
 ODD = RANK == 1

@@ -1,0 +1,1 @@
+"""Parts of Horovod's interface and environment that are the same for every framework."""

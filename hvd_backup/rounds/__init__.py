@@ -1,0 +1,1 @@
+"""Rounds of a partial all-reduce, for any framework."""
