@@ -137,7 +137,7 @@ class Config:
             if quiet
             else read("HOROVOD_STALL_CHECK_TIME_SECONDS", _at_least_0, cls.stall_warning),
             late_warning=read("HVD_BACKUP_LATE_WARNING", _switch, cls.late_warning),
-            log_level=_log_level(environ),
+            log_level=log_level(environ),
             timeline=read("HOROVOD_TIMELINE", str, cls.timeline),
         )
 
@@ -272,7 +272,7 @@ def _seconds(name: str, value: float, *, zero: bool) -> float:
     return float(value)
 
 
-def _log_level(environ: Mapping[str, str]) -> int | None:
+def log_level(environ: Mapping[str, str]) -> int | None:
     """What HOROVOD_LOG_LEVEL asks for. Raises ValueError for a level that there is not."""
     text = environ.get("HOROVOD_LOG_LEVEL", "").strip().lower()
     if not text:

@@ -1,7 +1,7 @@
 #include <cstring>
 
-#include "base/half.hpp"
 #include "arithmetic/mean_kernels.hpp"
+#include "base/half.hpp"
 
 namespace hvd_backup {
 namespace {

@@ -16,10 +16,10 @@
 
 #include "arithmetic/mean.hpp"
 #include "arithmetic/mean_kernels.hpp"
-#include "round/reduction.hpp"
 #include "memory/pages.hpp"
 #include "memory/remote.hpp"
 #include "memory/segment.hpp"
+#include "round/chunk_reducer.hpp"
 
 namespace hvd_backup {
 namespace {

@@ -11,9 +11,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "arithmetic/mean.hpp"
 #include "base/dtype.hpp"
 #include "device/buffer.hpp"
-#include "arithmetic/mean.hpp"
 #include "device/tasks.hpp"
 
 namespace hvd_backup {

@@ -10,12 +10,12 @@ namespace hvd_backup {
 
 MappedStaging::MappedStaging(std::shared_ptr<const MappedArena> arena, const std::vector<Run>& runs)
     : arena_(std::move(arena)),
-      places_(places_of(runs, arena_->bytes(), arena_->device())),
+      runs_(packed_runs(runs, arena_->bytes(), arena_->device())),
       nonfinite_(arena_->device(), sizeof(std::uint32_t)),
       packed_(arena_->device()) {}
 
 void MappedStaging::stage(const std::vector<const void*>& tensors, void* stream) {
-  require_tensors(places_, tensors.size());
+  require_tensors(runs_, tensors.size());
   const int device = arena_->device();
   auto* flag = reinterpret_cast<std::uint32_t*>(nonfinite_.data());
   // The last result may have been loaded on another stream; it is released after this.
@@ -25,8 +25,8 @@ void MappedStaging::stage(const std::vector<const void*>& tensors, void* stream)
   } else {
     cuda::begin_zero(device, flag, sizeof *flag, stream);
   }
-  for (const Place& place : places_) {
-    place.plan.pack(tensors.data() + place.first, 1, arena_->slot() + place.offset, flag, stream);
+  for (const PackedRun& run : runs_) {
+    run.plan.pack(tensors.data() + run.first, 1, arena_->slot() + run.offset, flag, stream);
   }
   packed_.record(stream);
   packed_.await();
@@ -47,9 +47,9 @@ void MappedStaging::fetch(std::byte* to) const {
 }
 
 void MappedStaging::load(int buffer, const std::vector<void*>& tensors, void* stream) {
-  require_tensors(places_, tensors.size());
-  for (const Place& place : places_) {
-    place.plan.unpack(arena_->result(buffer) + place.offset, tensors.data() + place.first, stream);
+  require_tensors(runs_, tensors.size());
+  for (const PackedRun& run : runs_) {
+    run.plan.unpack(arena_->result(buffer) + run.offset, tensors.data() + run.first, stream);
   }
   arena_->note_reading(stream);
 }

@@ -7,7 +7,7 @@
 
 #include "device/buffer.hpp"
 #include "device/mapped_arena.hpp"
-#include "device/places.hpp"
+#include "device/packed_runs.hpp"
 #include "device/stream.hpp"
 
 namespace hvd_backup {
@@ -22,7 +22,7 @@ class MappedStaging {
   MappedStaging(std::shared_ptr<const MappedArena> arena, const std::vector<Run>& runs);
 
   /// Tensors of all runs together.
-  std::size_t tensor_count() const { return hvd_backup::tensor_count(places_); }
+  std::size_t tensor_count() const { return hvd_backup::tensor_count(runs_); }
 
   /// The tensors' contents to the slot, which is complete on return; nullptr stands for zeros. What
   /// lies in the slot between runs is left alone. The thread sleeps until then.
@@ -43,7 +43,7 @@ class MappedStaging {
 
  private:
   std::shared_ptr<const MappedArena> arena_;
-  std::vector<Place> places_;
+  std::vector<PackedRun> runs_;
   Buffer nonfinite_;  // a word
   Event packed_;
 };

@@ -8,53 +8,53 @@ Staging::Staging(int device, const std::vector<Run>& runs, std::byte* slot, std:
       bytes_(bytes),
       pin_(pin),
       slot_(device, slot, bytes, pin),
-      places_(places_of(runs, bytes, device)),
+      runs_(packed_runs(runs, bytes, device)),
       packed_(device),
       copied_(device),
       loaded_(device),
       unpacked_(device),
       copies_(device) {
-  packed_to_.reserve(places_.size());
-  for (const Place& place : places_) {
-    Buffer& packed = packed_to_.emplace_back(device, place.bytes);
-    packed.write(std::vector<std::byte>(place.bytes).data());  // gaps are copied as well
+  packed_to_.reserve(runs_.size());
+  for (const PackedRun& run : runs_) {
+    Buffer& packed = packed_to_.emplace_back(device, run.bytes);
+    packed.write(std::vector<std::byte>(run.bytes).data());  // gaps are copied as well
   }
 }
 
 Staging::~Staging() = default;
 
 void Staging::stage(const std::vector<const void*>& tensors, void* stream) {
-  require_tensors(places_, tensors.size());
+  require_tensors(runs_, tensors.size());
   unpacked_.hold(stream);  // it may be another stream than last time
-  for (std::size_t i = 0; i < places_.size(); ++i) {
-    const Place& place = places_[i];
-    place.plan.pack(tensors.data() + place.first, 1, packed_to_[i].data(), nullptr, stream);
+  for (std::size_t i = 0; i < runs_.size(); ++i) {
+    const PackedRun& run = runs_[i];
+    run.plan.pack(tensors.data() + run.first, 1, packed_to_[i].data(), nullptr, stream);
   }
   packed_.record(stream);
   packed_.hold(copies_.get());
-  for (std::size_t i = 0; i < places_.size(); ++i) {
-    const Place& place = places_[i];
-    copies_.copy_out(slot_.data() + place.offset, packed_to_[i].data(), place.bytes);
+  for (std::size_t i = 0; i < runs_.size(); ++i) {
+    const PackedRun& run = runs_[i];
+    copies_.copy_out(slot_.data() + run.offset, packed_to_[i].data(), run.bytes);
   }
   copied_.record(copies_.get());
   copied_.await();
-  for (const Place& place : places_) slot_.push(place.offset, place.bytes);
+  for (const PackedRun& run : runs_) slot_.push(run.offset, run.bytes);
 }
 
 void Staging::load(std::byte* result, const std::vector<void*>& tensors, void* stream) {
-  require_tensors(places_, tensors.size());
+  require_tensors(runs_, tensors.size());
   const Pinned& from = pinned(result);
-  for (const Place& place : places_) from.pull(place.offset, place.bytes);
+  for (const PackedRun& run : runs_) from.pull(run.offset, run.bytes);
   unpacked_.hold(copies_.get());
-  for (std::size_t i = 0; i < places_.size(); ++i) {
-    const Place& place = places_[i];
-    copies_.copy_in(packed_to_[i].data(), from.data() + place.offset, place.bytes);
+  for (std::size_t i = 0; i < runs_.size(); ++i) {
+    const PackedRun& run = runs_[i];
+    copies_.copy_in(packed_to_[i].data(), from.data() + run.offset, run.bytes);
   }
   loaded_.record(copies_.get());
   loaded_.hold(stream);
-  for (std::size_t i = 0; i < places_.size(); ++i) {
-    const Place& place = places_[i];
-    place.plan.unpack(packed_to_[i].data(), tensors.data() + place.first, stream);
+  for (std::size_t i = 0; i < runs_.size(); ++i) {
+    const PackedRun& run = runs_[i];
+    run.plan.unpack(packed_to_[i].data(), tensors.data() + run.first, stream);
   }
   unpacked_.record(stream);
 }

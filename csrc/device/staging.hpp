@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "device/buffer.hpp"
-#include "device/places.hpp"
+#include "device/packed_runs.hpp"
 #include "device/stream.hpp"
 
 namespace hvd_backup {
@@ -30,7 +30,7 @@ class Staging {
   ~Staging();
 
   /// Tensors of all runs together.
-  std::size_t tensor_count() const { return hvd_backup::tensor_count(places_); }
+  std::size_t tensor_count() const { return hvd_backup::tensor_count(runs_); }
 
   /// The tensors' contents to the slot, which is complete on return; nullptr stands for zeros. What
   /// lies in the slot between runs is left alone.
@@ -56,7 +56,7 @@ class Staging {
   bool pin_;
   Pinned slot_;
   std::map<std::byte*, Pinned> results_;
-  std::vector<Place> places_;
+  std::vector<PackedRun> runs_;
   std::vector<Buffer> packed_to_;  // one for each of them
   Event packed_;
   Event copied_;

@@ -3,9 +3,9 @@
 #include <cstring>
 #include <new>
 
+#include "arithmetic/mean.hpp"
 #include "device/buffer.hpp"
 #include "device/cuda_streams.hpp"
-#include "arithmetic/mean.hpp"
 
 namespace hvd_backup {
 namespace {

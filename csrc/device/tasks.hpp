@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "arithmetic/mean.hpp"
 #include "base/dtype.hpp"
 #include "device/copy_kernel.hpp"
-#include "arithmetic/mean.hpp"
 
 namespace hvd_backup {
 

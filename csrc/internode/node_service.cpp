@@ -18,8 +18,8 @@ namespace hvd_backup {
 namespace {
 
 // The thread takes time from a rank that computes; a visitor is a rank that has nothing else to do.
-constexpr NodeWork::Patience kThread{100 * kMicrosecond, kMillisecond};
-constexpr NodeWork::Patience kVisitor{kMillisecond, 100 * kMicrosecond};
+constexpr NodeWork::SpinLimits kThread{100 * kMicrosecond, kMillisecond};
+constexpr NodeWork::SpinLimits kVisitor{kMillisecond, 100 * kMicrosecond};
 
 // The thread takes over from a rank after this, as that may soon be back.
 constexpr Nanoseconds kRelief = kMillisecond;

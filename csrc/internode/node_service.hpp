@@ -16,8 +16,8 @@ namespace hvd_backup {
 /// Sees to it that a node's work between nodes is done, in one process of the node. A thread sleeps
 /// until the node's ranks or another node want something, and looks at the data transport only
 /// while data of a round is on its way. While a rank of that process waits, it does the thread's
-/// work itself (as an Errand).
-class NodeService final : public Errand {
+/// work itself (as an ProgressEngine).
+class NodeService final : public ProgressEngine {
  public:
   using Parts = NodeWork::Parts;
 

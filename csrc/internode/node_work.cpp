@@ -23,8 +23,8 @@ constexpr Nanoseconds kLongestOtherNap = 10 * kMillisecond;
 // who sends it should come to an end.
 constexpr Nanoseconds kDrain = 2 * kSecond;
 
-struct RowHead {
-  std::int32_t row;
+struct StatusHead {
+  std::int32_t rank;
   std::uint32_t flags;
 };
 
@@ -58,7 +58,7 @@ void NodeWork::close() {
   // A transfer cannot be called off: should another node get to it, its memory must be there.
   static auto* const unfinished = new Attic<Channel>;
   for (auto& [number, channel] : channels_) {
-    if (channel.interchange->need() == Interchange::Need::nothing) continue;
+    if (channel.interchange->need() == NodeCollective::Need::nothing) continue;
     unfinished->keep(std::move(channel));
   }
   channels_.clear();
@@ -67,8 +67,8 @@ void NodeWork::close() {
 void NodeWork::add(std::uint32_t channel, const Arena& arena, const Options& options,
                    std::shared_ptr<void> owner) {
   if (!parts_.control) throw PeerFailed(problem_.empty() ? "this node has left" : problem_);
-  auto interchange = std::make_unique<Interchange>(channel, arena, options, parts_.nodes,
-                                                   parts_.node, *parts_.data, clock_);
+  auto interchange = std::make_unique<NodeCollective>(channel, arena, options, parts_.nodes,
+                                                      parts_.node, *parts_.data, clock_);
   channels_.emplace(channel, Channel{std::move(owner), std::move(interchange)});
   if (parts_.node == 0) coordination_.add(channel, options.policy);
 }
@@ -103,9 +103,9 @@ bool NodeWork::look() {
   return moved || !events.empty();
 }
 
-Nanoseconds NodeWork::doze(const Patience& patience) {
+Nanoseconds NodeWork::doze(const SpinLimits& spin_limits) {
   if (!parts_.control) return kPatrol;
-  const Nanoseconds rest = nap(patience);
+  const Nanoseconds rest = nap(spin_limits);
   if (rest == 0) return 0;
   parts_.doorbell->fall_asleep();
   dozing_ = true;
@@ -120,7 +120,7 @@ bool NodeWork::has_news() const {
     if (channel.interchange->has_news()) return true;
   }
   for (const int rank : parts_.nodes.ranks(parts_.node)) {
-    if (parts_.rows.is_untold(rank)) return true;
+    if (parts_.board.is_untold(rank)) return true;
   }
   return false;
 }
@@ -130,7 +130,7 @@ bool NodeWork::tell_coordinator() {
   bool told = false;
   std::vector<Frame> left;
   for (auto& [number, channel] : channels_) {
-    Interchange& interchange = *channel.interchange;
+    NodeCollective& interchange = *channel.interchange;
     if (const auto report = interchange.report()) {
       submit(make_frame(Message::report, number, encode(*report)));
       told = true;
@@ -145,12 +145,12 @@ bool NodeWork::tell_coordinator() {
     }
   }
   for (const int rank : parts_.nodes.ranks(parts_.node)) {
-    if (!parts_.rows.take_untold(rank)) continue;
-    submit(row_frame(rank));
-    somebody_left_ = somebody_left_ || parts_.rows.flags(rank) != 0;
+    if (!parts_.board.take_untold(rank)) continue;
+    submit(status_frame(rank));
+    somebody_left_ = somebody_left_ || parts_.board.flags(rank) != 0;
     told = true;
   }
-  // After the rows, which may say why: a rank writes its last words before it leaves.
+  // After the board, which may say why: a rank writes its last words before it leaves.
   for (const Frame& frame : left) submit(frame);
   return told || !left.empty();
 }
@@ -161,18 +161,18 @@ bool NodeWork::step() {
   return moved;
 }
 
-Nanoseconds NodeWork::nap(const Patience& patience) const {
+Nanoseconds NodeWork::nap(const SpinLimits& spin_limits) const {
   const Nanoseconds now = clock_.now();
   Nanoseconds rest = patrolled_at_ + kPatrol - now;
   if (const Nanoseconds at = coordination_.wake_at(); at != 0) rest = std::min(rest, at - now);
   const Nanoseconds idle = now - moved_at_;
   for (const auto& [number, channel] : channels_) {
-    const Interchange::Need need = channel.interchange->need();
-    const bool looks = need == Interchange::Need::data || need == Interchange::Need::seal;
-    if (looks && idle < patience.looks_for) return 0;
-    if (need == Interchange::Need::data) {
-      rest = std::min(rest, std::min(idle / 4, patience.longest_nap));
-    } else if (need != Interchange::Need::nothing) {
+    const NodeCollective::Need need = channel.interchange->need();
+    const bool looks = need == NodeCollective::Need::data || need == NodeCollective::Need::seal;
+    if (looks && idle < spin_limits.looks_for) return 0;
+    if (need == NodeCollective::Need::data) {
+      rest = std::min(rest, std::min(idle / 4, spin_limits.longest_nap));
+    } else if (need != NodeCollective::Need::nothing) {
       rest = std::min(rest, std::clamp(idle / 4, kShortestOtherNap, kLongestOtherNap));
     }
   }
@@ -210,10 +210,10 @@ void NodeWork::publish(const std::vector<Frame>& frames) {
 // What the coordinator has told every node.
 void NodeWork::deliver(const Frame& frame) {
   const auto kind = static_cast<Message>(frame.kind);
-  if (kind == Message::row) return take_row(frame);
+  if (kind == Message::status) return take_status(frame);
   const auto found = channels_.find(frame.channel);
   if (found == channels_.end()) return;  // every rank has left it
-  Interchange& interchange = *found->second.interchange;
+  NodeCollective& interchange = *found->second.interchange;
   const std::byte* data = frame.payload.data();
   const std::size_t bytes = frame.payload.size();
   const int world = parts_.nodes.world();
@@ -233,30 +233,31 @@ void NodeWork::deliver(const Frame& frame) {
   }
 }
 
-Frame NodeWork::row_frame(int row) const {
-  const RowHead head{row, parts_.rows.flags(row)};  // before the message: see Rows
-  const std::vector<std::byte> message = parts_.rows.read(row);
+Frame NodeWork::status_frame(int status) const {
+  const StatusHead head{status, parts_.board.flags(status)};  // before the message: see StatusBoard
+  const std::vector<std::byte> message = parts_.board.read(status);
   std::vector<std::byte> payload(sizeof head + message.size());
   std::memcpy(payload.data(), &head, sizeof head);
   std::copy(message.begin(), message.end(), payload.begin() + sizeof head);
-  return make_frame(Message::row, 0, std::move(payload));
+  return make_frame(Message::status, 0, std::move(payload));
 }
 
-void NodeWork::take_row(const Frame& frame) {
-  RowHead head{-1, 0};
+void NodeWork::take_status(const Frame& frame) {
+  StatusHead head{-1, 0};
   if (frame.payload.size() >= sizeof head) {
     std::memcpy(&head, frame.payload.data(), sizeof head);
   }
-  if (head.row < 0 || head.row >= parts_.nodes.world()) {
-    throw InvalidMessage("a row that is none");
+  if (head.rank < 0 || head.rank >= parts_.nodes.world()) {
+    throw InvalidMessage("a status that is none");
   }
-  if (parts_.nodes.of(head.row) != parts_.node) {
-    parts_.rows.write(head.row, frame.payload.data() + sizeof head,
-                      frame.payload.size() - sizeof head);
+  if (parts_.nodes.of(head.rank) != parts_.node) {
+    parts_.board.write(head.rank, frame.payload.data() + sizeof head,
+                       frame.payload.size() - sizeof head);
   }
   somebody_left_ = somebody_left_ || head.flags != 0;
-  for (const Rows::Flag flag : {Rows::kLeft, Rows::kSilent, Rows::kDead}) {
-    if ((head.flags & flag) != 0) parts_.rows.set(head.row, flag);
+  for (const StatusBoard::Flag flag :
+       {StatusBoard::kLeft, StatusBoard::kSilent, StatusBoard::kDead}) {
+    if ((head.flags & flag) != 0) parts_.board.set(head.rank, flag);
   }
 }
 
@@ -269,17 +270,17 @@ void NodeWork::lose(int node, bool is_silent) {
 }
 
 void NodeWork::bury(int rank, bool is_silent) {
-  if (parts_.rows.flags(rank) != 0) return;
-  if (is_silent) parts_.rows.set(rank, Rows::kSilent);  // first: who sees it dead knows why
-  parts_.rows.set(rank, Rows::kDead);
-  submit(row_frame(rank));
+  if (parts_.board.flags(rank) != 0) return;
+  if (is_silent) parts_.board.set(rank, StatusBoard::kSilent);  // first: who sees it dead knows why
+  parts_.board.set(rank, StatusBoard::kDead);
+  submit(status_frame(rank));
 }
 
 // Whether ranks of other nodes live, and what they do, is not heard here any more.
 void NodeWork::cut_off_others() {
   for (int rank = 0; rank < parts_.nodes.world(); ++rank) {
     const bool is_elsewhere = parts_.nodes.of(rank) != parts_.node;
-    if (is_elsewhere && parts_.rows.flags(rank) == 0) parts_.rows.set(rank, Rows::kCutOff);
+    if (is_elsewhere && parts_.board.flags(rank) == 0) parts_.board.set(rank, StatusBoard::kCutOff);
   }
 }
 
@@ -303,13 +304,13 @@ void NodeWork::drop_what_is_over() {
   }
   const bool all_told = all_left() && !parts_.control->has_unsent();
   if (!all_told || all_left_at_ == 0) all_left_at_ = all_told ? patrolled_at_ : 0;
-  over_ = all_left_at_ != 0 && (is_idle() || !parts_.rows.with(Rows::kDead).empty() ||
+  over_ = all_left_at_ != 0 && (is_idle() || !parts_.board.with(StatusBoard::kDead).empty() ||
                                 patrolled_at_ - all_left_at_ > kDrain);
 }
 
 bool NodeWork::all_left() const {
   for (int rank = 0; rank < parts_.nodes.world(); ++rank) {
-    if (parts_.rows.flags(rank) == 0) return false;
+    if (parts_.board.flags(rank) == 0) return false;
   }
   return true;
 }
@@ -317,8 +318,8 @@ bool NodeWork::all_left() const {
 // Nothing is on its way that somebody needs: a round that is not sealed by now never is.
 bool NodeWork::is_idle() const {
   return std::all_of(channels_.begin(), channels_.end(), [](const auto& channel) {
-    const Interchange::Need need = channel.second.interchange->need();
-    return need == Interchange::Need::nothing || need == Interchange::Need::seal;
+    const NodeCollective::Need need = channel.second.interchange->need();
+    return need == NodeCollective::Need::nothing || need == NodeCollective::Need::seal;
   });
 }
 

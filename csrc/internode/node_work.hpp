@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "internode/coordination.hpp"
-#include "internode/interchange.hpp"
+#include "internode/coordinator_server.hpp"
+#include "internode/node_collective.hpp"
 #include "memory/doorbell.hpp"
-#include "memory/rows.hpp"
+#include "memory/status_board.hpp"
 #include "protocol/nodes.hpp"
 #include "transport/control.hpp"
 #include "transport/data.hpp"
@@ -27,8 +27,8 @@ class NodeWork {
     std::unique_ptr<Control> control;
     std::shared_ptr<DataTransport> data;
     std::shared_ptr<const Doorbell> doorbell;
-    /// The node's notice board, a row per rank of the world.
-    Rows rows;
+    /// The node's notice board, a status per rank of the world.
+    StatusBoard board;
     /// Ranks of this node whose process is gone. Called now and then.
     std::function<std::vector<int>()> dead;
     /// Keeps alive what the others point to.
@@ -54,13 +54,13 @@ class NodeWork {
   /// Data on its way does not ring: it is looked for without a rest at first, from the last time
   /// that something moved, and then again and again, at the latest after `longest_nap`. (MPI moves
   /// it only while somebody looks.)
-  struct Patience {
+  struct SpinLimits {
     Nanoseconds looks_for;
     Nanoseconds longest_nap;
   };
   /// How long there will be nothing to do, unless fd() can be read; from now on, who has something
   /// rings.
-  Nanoseconds doze(const Patience& patience);
+  Nanoseconds doze(const SpinLimits& spin_limits);
   /// -1 when it cannot go on.
   int fd() const;
 
@@ -72,20 +72,20 @@ class NodeWork {
  private:
   struct Channel {
     std::shared_ptr<void> owner;
-    std::unique_ptr<Interchange> interchange;
+    std::unique_ptr<NodeCollective> interchange;
   };
 
   bool look();
   bool has_news() const;
   bool tell_coordinator();
   bool step();
-  Nanoseconds nap(const Patience& patience) const;
+  Nanoseconds nap(const SpinLimits& spin_limits) const;
   void take(const Control::Event& event);
   void submit(const Frame& frame);
   void publish(const std::vector<Frame>& frames);
   void deliver(const Frame& frame);
-  void take_row(const Frame& frame);
-  Frame row_frame(int row) const;
+  void take_status(const Frame& frame);
+  Frame status_frame(int status) const;
   void lose(int node, bool is_silent);
   void bury(int rank, bool is_silent = false);
   void cut_off_others();
@@ -97,7 +97,7 @@ class NodeWork {
 
   const Clock& clock_;
   Parts parts_;
-  Coordination coordination_;
+  CoordinatorServer coordination_;
   std::map<std::uint32_t, Channel> channels_;
   Nanoseconds moved_at_;
   Nanoseconds patrolled_at_;

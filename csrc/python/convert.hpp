@@ -35,7 +35,7 @@ void bind_nodes(pybind11::module_& m);
 void bind_device(pybind11::module_& m);
 
 /// None: another process has the service.
-std::shared_ptr<Errand> errand_of(const pybind11::object& handle);
+std::shared_ptr<ProgressEngine> errand_of(const pybind11::object& handle);
 
 /// None: there is but one node.
 std::shared_ptr<const Doorbell> doorbell_of(const pybind11::object& handle);

@@ -17,10 +17,10 @@
 #include <vector>
 
 #include "base/error.hpp"
-#include "round/collective.hpp"
-#include "round/round_log.hpp"
 #include "memory/segment.hpp"
 #include "python/convert.hpp"
+#include "round/collective.hpp"
+#include "round/round_log.hpp"
 
 namespace py = pybind11;
 
@@ -149,7 +149,7 @@ std::function<void(const LateRank&)> late_rank_of(py::object told) {
 
 std::unique_ptr<CollectiveHandle> make_collective(
     std::shared_ptr<Segment> segment, const ArenaSpec& spec, int rank, int backups, bool carry,
-    double grace, double timeout, std::pair<int, int> patience, bool remote_reads,
+    double grace, double timeout, std::pair<int, int> spin_limits, bool remote_reads,
     py::object patrol, const py::object& doorbell, const py::object& service, bool sum,
     std::shared_ptr<MappedArena> mapped, py::object late_rank) {
   Options options;
@@ -157,11 +157,11 @@ std::unique_ptr<CollectiveHandle> make_collective(
   options.policy = backup_workers(spec.world, backups, nanoseconds(grace));
   options.late = carry ? Late::carry : Late::drop;
   options.timeout = nanoseconds(timeout);
-  options.patience = {patience.first, patience.second};
+  options.spin_limits = {spin_limits.first, spin_limits.second};
   options.remote_reads = remote_reads;
   options.patrol = patrol_of(std::move(patrol));
   options.service = doorbell_of(doorbell);
-  options.errand = errand_of(service);
+  options.progress_engine = errand_of(service);
   options.mapped = std::move(mapped);
   options.late_rank = late_rank_of(std::move(late_rank));
   if (segment->size() < Arena::bytes(spec)) {
@@ -302,7 +302,7 @@ void bind_collective(py::module_& m) {
   py::class_<Handle>(m, "Collective")
       .def(py::init(&make_collective), py::arg("segment"), py::arg("spec"), py::kw_only(),
            py::arg("rank"), py::arg("backup_workers"), py::arg("carry"), py::arg("grace"),
-           py::arg("timeout"), py::arg("patience"), py::arg("remote_reads"), py::arg("patrol"),
+           py::arg("timeout"), py::arg("spin_limits"), py::arg("remote_reads"), py::arg("patrol"),
            py::arg("doorbell") = py::none(), py::arg("service") = py::none(),
            py::arg("sum") = false, py::arg("mapped") = std::shared_ptr<MappedArena>{},
            py::arg("late_rank") = py::none())

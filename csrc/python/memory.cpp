@@ -11,8 +11,8 @@
 #include "base/error.hpp"
 #include "memory/life_lock.hpp"
 #include "memory/remote.hpp"
-#include "memory/rows.hpp"
 #include "memory/segment.hpp"
+#include "memory/status_board.hpp"
 #include "python/convert.hpp"
 
 namespace py = pybind11;
@@ -46,41 +46,43 @@ void bind_segments(py::module_& m) {
 }
 
 void bind_rows(py::module_& m) {
-  py::class_<Rows>(m, "Rows")
-      .def_static("bytes", &Rows::bytes, py::arg("count"))
+  py::class_<StatusBoard>(m, "StatusBoard")
+      .def_static("bytes", &StatusBoard::bytes, py::arg("count"))
       .def(py::init([](const Segment& segment, int count) {
-             if (segment.size() < Rows::bytes(count)) {
+             if (segment.size() < StatusBoard::bytes(count)) {
                throw InvalidArgument("a segment of " + std::to_string(segment.size()) +
-                                     " bytes has no room for " + std::to_string(count) + " rows");
+                                     " bytes has no room for " + std::to_string(count) + " board");
              }
-             return Rows(segment.data(), count);
+             return StatusBoard(segment.data(), count);
            }),
            py::arg("segment"), py::arg("count"), py::keep_alive<1, 2>())
       .def(
           "write",
-          [](Rows& rows, int row, const py::bytes& data) {
+          [](StatusBoard& board, int rank, const py::bytes& data) {
             const auto text = static_cast<std::string_view>(data);
-            rows.write(row, reinterpret_cast<const std::byte*>(text.data()), text.size());
+            board.write(rank, reinterpret_cast<const std::byte*>(text.data()), text.size());
           },
-          py::arg("row"), py::arg("data"))
+          py::arg("rank"), py::arg("data"))
       .def(
           "read",
-          [](const Rows& rows, int row) {
-            const std::vector<std::byte> data = rows.read(row);
+          [](const StatusBoard& board, int rank) {
+            const std::vector<std::byte> data = board.read(rank);
             return py::bytes(reinterpret_cast<const char*>(data.data()), data.size());
           },
-          py::arg("row"))
-      .def("written", &Rows::written)
-      .def("tell", &Rows::tell, py::arg("row"))
-      .def("take_untold", &Rows::take_untold, py::arg("row"))
+          py::arg("rank"))
+      .def("written", &StatusBoard::written)
+      .def("tell", &StatusBoard::tell, py::arg("rank"))
+      .def("take_untold", &StatusBoard::take_untold, py::arg("rank"))
       .def(
-          "set_left", [](Rows& rows, int row) { rows.set(row, Rows::kLeft); }, py::arg("row"))
+          "set_left", [](StatusBoard& board, int rank) { board.set(rank, StatusBoard::kLeft); },
+          py::arg("rank"))
       .def(
-          "set_dead", [](Rows& rows, int row) { rows.set(row, Rows::kDead); }, py::arg("row"))
-      .def("left", [](const Rows& rows) { return rows.with(Rows::kLeft); })
-      .def("silent", [](const Rows& rows) { return rows.with(Rows::kSilent); })
-      .def("cut_off", [](const Rows& rows) { return rows.with(Rows::kCutOff); })
-      .def("dead", [](const Rows& rows) { return rows.with(Rows::kDead); });
+          "set_dead", [](StatusBoard& board, int rank) { board.set(rank, StatusBoard::kDead); },
+          py::arg("rank"))
+      .def("left", [](const StatusBoard& board) { return board.with(StatusBoard::kLeft); })
+      .def("silent", [](const StatusBoard& board) { return board.with(StatusBoard::kSilent); })
+      .def("cut_off", [](const StatusBoard& board) { return board.with(StatusBoard::kCutOff); })
+      .def("dead", [](const StatusBoard& board) { return board.with(StatusBoard::kDead); });
 }
 
 }  // namespace

@@ -10,11 +10,11 @@
 #include <vector>
 
 #include "base/error.hpp"
-#include "round/collective.hpp"
 #include "internode/node_service.hpp"
 #include "memory/life_lock.hpp"
 #include "memory/segment.hpp"
 #include "python/convert.hpp"
+#include "round/collective.hpp"
 #include "transport/addresses.hpp"
 #include "transport/mpi_data.hpp"
 
@@ -77,18 +77,18 @@ class ServiceHandle {
       port_ = listening->port();
       control = std::move(listening);
     }
-    const Rows rows(board->data(), nodes.world());
+    const StatusBoard statuses(board->data(), nodes.world());
     auto life = std::make_shared<LifeWatch>(board->fd(), nodes.ranks(node), rank);
     auto owner = std::make_shared<std::pair<DoorbellHandle, std::shared_ptr<Segment>>>(
         doorbell, std::move(board));
     service_ = std::make_shared<NodeService>(NodeService::Parts{
-        std::move(nodes), node, std::move(control), std::move(data), doorbell.doorbell, rows,
+        std::move(nodes), node, std::move(control), std::move(data), doorbell.doorbell, statuses,
         [life] { return life->dead(); }, std::move(owner)});
   }
 
   std::uint16_t port() const { return port_; }
   NodeService& service() { return *service_; }
-  std::shared_ptr<Errand> errand() const { return service_; }
+  std::shared_ptr<ProgressEngine> progress_engine() const { return service_; }
   void close() {
     const py::gil_scoped_release nogil;
     service_->close();
@@ -174,8 +174,8 @@ void bind_nodes(py::module_& m) {
       .def("close", &ServiceHandle::close);
 }
 
-std::shared_ptr<Errand> errand_of(const py::object& handle) {
-  return handle.is_none() ? nullptr : handle.cast<const ServiceHandle&>().errand();
+std::shared_ptr<ProgressEngine> errand_of(const py::object& handle) {
+  return handle.is_none() ? nullptr : handle.cast<const ServiceHandle&>().progress_engine();
 }
 
 /// Of the doorbell, what a collective needs.

@@ -9,8 +9,8 @@
 #include <string>
 #include <utility>
 
-#include "base/error.hpp"
 #include "arithmetic/mean.hpp"
+#include "base/error.hpp"
 #include "round/conditions.hpp"
 
 namespace hvd_backup {
@@ -64,8 +64,8 @@ Collective::Collective(const Arena& arena, int rank, Options options, const Cloc
       rank_(rank),
       options_(std::move(options)),
       clock_(clock),
-      vigil_(arena_, options_, clock_, rank),
-      reduction_(arena_, options_, clock_, rank),
+      waiter_(arena_, options_, clock_, rank),
+      reducer_(arena_, options_, clock_, rank),
       shares_(arena_.spec().world, options_.policy.world - options_.policy.quorum) {
   validate(options_.policy);
   if (!options_.policy.waits || options_.policy.max_staleness != 0) {
@@ -140,7 +140,7 @@ RoundReport Collective::wait() { return finish(nullptr); }
 RoundReport Collective::arrive_and_wait(double weight) {
   check_weight(weight);
   start_round();
-  const Shift shift(options_.errand.get());
+  const ProgressTurn turn(options_.progress_engine.get());
   contribute(weight, nullptr);
   return finish(nullptr);
 }
@@ -169,7 +169,7 @@ RoundReport Collective::allreduce(const std::byte* in, std::byte* out, double we
     throw InvalidArgument("allreduce() takes memory of the host, this collective's is a device's");
   }
   start_round();
-  const Shift shift(options_.errand.get());
+  const ProgressTurn turn(options_.progress_engine.get());
   const Flat& flat = arena_.spec().flats.front();
   const std::size_t bytes = flat.count * size_of(flat.dtype);
   // A contribution that may be carried on must be in the slot.
@@ -221,10 +221,10 @@ void Collective::start_round() {
   check_not_interrupted();
   release();
   const Nanoseconds start = clock_.now();
-  vigil_.check_failure();
+  waiter_.check_failure();
   RoomCondition room(arena_, number_);
   phase_ = Phase::waiting;
-  vigil_.wait(number_, arena_.released_bell(), room);
+  waiter_.wait(number_, arena_.released_bell(), room);
   phase_ = Phase::computing;
   blocked_ = clock_.now() - start;
 }
@@ -262,13 +262,13 @@ void Collective::stamp() {
 Arrival Collective::announce() {
   const bool late = sealed_without_me();
   stamp();
-  const Shift shift(options_.errand.get());
+  const ProgressTurn turn(options_.progress_engine.get());
   arena_.member(rank_).arrived.store(number_ + 1, std::memory_order_release);
   std::atomic_thread_fence(std::memory_order_seq_cst);  // of two at a time, one sees the other
   const bool begins = options_.policy.needs_every_rank() && arena_.all_arrived(number_);
   if (begins) arena_.round(number_).bell.ring();
-  if (options_.errand != nullptr) {
-    options_.errand->run(0);
+  if (options_.progress_engine != nullptr) {
+    options_.progress_engine->run(0);
   } else {
     ring_service();
   }
@@ -304,7 +304,7 @@ void Collective::expire_grace() {
 
 void Collective::check_not_interrupted() const {
   if (!is_interrupted()) return;
-  vigil_.check_failure();  // if the others have been told, in those words
+  waiter_.check_failure();  // if the others have been told, in those words
   throw Error("round " + std::to_string(number_) + ", rank " + std::to_string(rank_) +
               ": the wait in it was interrupted, and cannot be taken up again");
 }
@@ -322,7 +322,7 @@ RoundReport Collective::finish(std::byte* out) {
   const Nanoseconds start = clock_.now();
   ResultCondition result(*this, out);
   phase_ = Phase::waiting;
-  vigil_.wait(number_, arena_.round(number_).bell, result, options_.errand.get());
+  waiter_.wait(number_, arena_.round(number_).bell, result, options_.progress_engine.get());
   phase_ = Phase::loaded;
   RoundReport report = result.report(clock_.now() - start);
   const bool late = arrived_at_ != 0 && !report.contributed;

@@ -4,11 +4,11 @@
 #include <vector>
 
 #include "base/clock.hpp"
-#include "round/options.hpp"
-#include "round/reduction.hpp"
-#include "round/shares.hpp"
-#include "round/vigil.hpp"
 #include "memory/arena.hpp"
+#include "round/chunk_reducer.hpp"
+#include "round/options.hpp"
+#include "round/shares.hpp"
+#include "round/waiter.hpp"
 
 namespace hvd_backup {
 
@@ -120,8 +120,8 @@ class Collective {
   int rank_;
   Options options_;
   const Clock& clock_;
-  Vigil vigil_;
-  Reduction reduction_;
+  Waiter waiter_;
+  ChunkReducer reducer_;
   Shares shares_;
   Phase phase_ = Phase::computing;
   RoundNumber number_ = 0;

@@ -50,7 +50,7 @@ bool Collective::ResultCondition::ready() {
   owner_.stage_if_asked();
   if (!sealed_) sealed_ = seal_seen();
   if (!begun_ && has_work()) start_helping();
-  if (helping_) owner_.reduction_.help();
+  if (helping_) owner_.reducer_.help();
   if (!sealed_) return false;
   owner_.buffer_ = published_buffer(owner_.arena_.round(owner_.number_).published, owner_.number_);
   const bool readable = owner_.buffer_ >= 0;
@@ -63,7 +63,7 @@ int Collective::ResultCondition::unfinished() const {
   const RoundNumber number = owner_.number_;
   const Arena& arena = owner_.arena_;
   if (arena.is_part()) return published_buffer(arena.round(number).begun, number);
-  return helping_ ? owner_.reduction_.current() : -1;
+  return helping_ ? owner_.reducer_.current() : -1;
 }
 
 bool Collective::ResultCondition::seal_seen() {
@@ -90,14 +90,14 @@ void Collective::ResultCondition::start_helping() {
   Collective& me = owner_;
   begun_ = true;
   if (!me.arena_.is_part()) {
-    me.reduction_.begin(me.number_, ledger_.contributors(), me.sealed_it_);
+    me.reducer_.begin(me.number_, ledger_.contributors(), me.sealed_it_);
     helping_ = true;
     return;
   }
   const std::vector<int> ours =
       sealed_ ? me.arena_.ranks_among(ledger_.contributors()) : me.arena_.ranks();
-  me.reduction_.begin(me.number_, ours, ours.front() == me.rank_);
-  helping_ = me.reduction_.only_contribution() == nullptr;
+  me.reducer_.begin(me.number_, ours, ours.front() == me.rank_);
+  helping_ = me.reducer_.only_contribution() == nullptr;
 }
 
 void Collective::ResultCondition::copy_out(int buffer, bool all) {
@@ -149,7 +149,7 @@ std::string Collective::ResultCondition::hopeless() const {
 }
 
 Nanoseconds Collective::ResultCondition::wake_at() const {
-  if (helping_) return owner_.reduction_.wake_at();
+  if (helping_) return owner_.reducer_.wake_at();
   const bool open = !sealed_ && ledger_.number() == owner_.number_;
   const bool decides = !owner_.arena_.is_part();
   return decides && open && ledger_.has_quorum() ? ledger_.grace_ends_at() : 0;

@@ -6,9 +6,9 @@
 
 #include "base/types.hpp"
 #include "device/mapped_arena.hpp"
-#include "round/shares.hpp"
 #include "memory/doorbell.hpp"
 #include "protocol/policy.hpp"
+#include "round/shares.hpp"
 
 namespace hvd_backup {
 
@@ -19,19 +19,19 @@ enum class Late {
 };
 
 /// How long to look before sleeping. Looking pays when every rank has a core of its own.
-struct Patience {
+struct SpinLimits {
   int spins = 20;   ///< looks one after another
   int yields = 50;  ///< then looks with sched_yield between them
 };
 
 /// Work that a rank does for all while it waits, instead of another thread that would have to be
 /// woken for it: see NodeService. Between start() and stop() that thread rests.
-class Errand {
+class ProgressEngine {
  public:
-  Errand() = default;
-  Errand(const Errand&) = delete;
-  Errand& operator=(const Errand&) = delete;
-  virtual ~Errand() = default;
+  ProgressEngine() = default;
+  ProgressEngine(const ProgressEngine&) = delete;
+  ProgressEngine& operator=(const ProgressEngine&) = delete;
+  virtual ~ProgressEngine() = default;
 
   virtual void start() = 0;
   /// Does what there is to do, or else sleeps, for at most so long.
@@ -47,7 +47,7 @@ struct Options {
   bool sum = false;
   /// After this long in one wait: RoundTimeout.
   Nanoseconds timeout = 600 * kSecond;
-  Patience patience;
+  SpinLimits spin_limits;
   /// Whether ranks may read each other's private memory (process_vm_readv).
   bool remote_reads = false;
   /// A helper that makes no progress for this long is taken for stopped; its work is done again.
@@ -60,7 +60,7 @@ struct Options {
   /// Wakes the node's service thread; needed if the world has other nodes.
   std::shared_ptr<const Doorbell> service;
   /// Of the rank in whose process that thread is.
-  std::shared_ptr<Errand> errand;
+  std::shared_ptr<ProgressEngine> progress_engine;
   /// Where the arena's device_flats are: this rank's, open. Only in worlds of one node.
   std::shared_ptr<MappedArena> mapped;
 };

@@ -21,7 +21,7 @@ namespace hvd_backup::testing {
 class NodeNetwork {
  public:
   explicit NodeNetwork(const std::vector<int>& node_of)
-      : nodes(node_of), board_bytes_(Rows::bytes(nodes.world())), token_(make_token()) {
+      : nodes(node_of), board_bytes_(StatusBoard::bytes(nodes.world())), token_(make_token()) {
     for (int node = 0; node < nodes.count(); ++node) {
       words_.push_back(aligned(Doorbell::kBytes));
       boards_.push_back(aligned(board_bytes_));
@@ -45,7 +45,7 @@ class NodeNetwork {
   void start(int node, std::unique_ptr<Control> control) {
     const auto i = static_cast<std::size_t>(node);
     services.push_back(std::make_shared<NodeService>(NodeService::Parts{
-        nodes, node, std::move(control), data.end(node), doorbells_[i], rows(node),
+        nodes, node, std::move(control), data.end(node), doorbells_[i], board(node),
         [this, node] { return node == dead_node ? dead : std::vector<int>{}; }, nullptr}));
   }
 
@@ -59,7 +59,7 @@ class NodeNetwork {
   std::shared_ptr<NodeService> service(int node) const {
     return services[static_cast<std::size_t>(node)];
   }
-  Rows rows(int node) const {
+  StatusBoard board(int node) const {
     return {boards_[static_cast<std::size_t>(node)].get(), nodes.world()};
   }
 

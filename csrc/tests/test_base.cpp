@@ -6,13 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "arithmetic/mean_kernels.hpp"
 #include "base/checked_cast.hpp"
 #include "base/clock.hpp"
 #include "base/dtype.hpp"
 #include "base/error.hpp"
 #include "base/half.hpp"
 #include "check.hpp"
-#include "arithmetic/mean_kernels.hpp"
 #include "reference.hpp"
 
 using namespace hvd_backup;

@@ -312,7 +312,7 @@ TEST_CASE_WITHIN(40, "a full window holds the others back until the rank that wa
 TEST_CASE("whoever waits is woken when it can go on, and need not look again by the clock") {
   // The shortest of many delays: without the rings, each would be most of a nap of 20 ms.
   Setup setup = with_window(1);
-  setup.options.patience = {0, 0};
+  setup.options.spin_limits = {0, 0};
   World world(backup_workers(3, 1), setup);
   std::atomic<Nanoseconds> since{0};
   std::array<Nanoseconds, 3> shortest{kSecond, kSecond, kSecond};

@@ -30,7 +30,7 @@ struct FastTime {
 /// Options without looks before sleep, so that a test knows when the engine looks at its clock.
 Setup impatient(const WatchedClock& clock, int watched_rank) {
   Setup setup;
-  setup.options.patience = {0, 0};
+  setup.options.spin_limits = {0, 0};
   setup.clock = [&clock, watched_rank](int rank) -> const Clock& {
     return rank == watched_rank ? static_cast<const Clock&>(clock) : monotonic_clock();
   };

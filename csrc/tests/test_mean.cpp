@@ -4,9 +4,9 @@
 #include <utility>
 #include <vector>
 
-#include "check.hpp"
 #include "arithmetic/mean.hpp"
 #include "arithmetic/mean_kernels.hpp"
+#include "check.hpp"
 #include "reference.hpp"
 #include "world.hpp"
 

@@ -59,7 +59,7 @@ TEST_CASE("a service whose thread cannot go on says why, and the process lives")
   CHECK(service.wait_until_over(10 * kSecond));
   CHECK(service.problem().find("cannot watch a file descriptor") != std::string::npos);
   // Nobody waits any more for ranks that cannot be heard of.
-  CHECK_EQ(network.rows(1).with(Rows::kCutOff), std::vector<int>({0}));
+  CHECK_EQ(network.board(1).with(StatusBoard::kCutOff), std::vector<int>({0}));
   service.start();  // a rank comes all the same
   service.run(kMillisecond);
   service.stop();
@@ -69,8 +69,8 @@ TEST_CASE("a service whose thread cannot go on says why, and the process lives")
 TEST_CASE("when the coordinator is gone, nothing is heard of third nodes any more") {
   NodeNetwork network({0, 1, 2});
   network.service(0)->close();
-  while (network.rows(1).with(Rows::kDead).empty()) std::this_thread::yield();
+  while (network.board(1).with(StatusBoard::kDead).empty()) std::this_thread::yield();
   CHECK(network.service(1)->wait_until_over(10 * kSecond));
-  CHECK_EQ(network.rows(1).with(Rows::kDead), std::vector<int>({0}));
-  CHECK_EQ(network.rows(1).with(Rows::kCutOff), std::vector<int>({2}));
+  CHECK_EQ(network.board(1).with(StatusBoard::kDead), std::vector<int>({0}));
+  CHECK_EQ(network.board(1).with(StatusBoard::kCutOff), std::vector<int>({2}));
 }

@@ -144,9 +144,9 @@ TEST_CASE("a round that has begun and is never sealed keeps nobody from ending")
   CHECK_THROWS_WITH(world[1].wait(), PeerFailed, "rank 0 has left");
   world[1].leave();
   for (const int rank : {0, 1}) {
-    Rows rows = world.network().rows(rank);
-    rows.set(rank, Rows::kLeft);
-    rows.tell(rank);
+    StatusBoard board = world.network().board(rank);
+    board.set(rank, StatusBoard::kLeft);
+    board.tell(rank);
     world.network().doorbell(rank)->ring();
   }
   for (const int node : {0, 1}) {
@@ -198,7 +198,7 @@ TEST_CASE("two threads of a process may go through rounds of two collectives at 
       Options options = calm();
       options.policy = policy;
       options.service = network.doorbell(rank);
-      options.errand = network.service(rank);
+      options.progress_engine = network.service(rank);
       network.service(rank)->add(channel, arena, options, nullptr);
       ranks.push_back(std::make_unique<Collective>(arena, rank, options));
     }
@@ -281,8 +281,8 @@ TEST_CASE("when so many ranks have left that a quorum cannot be, ranks of other 
 TEST_CASE("that a rank has left is told to the other nodes after its last words") {
   for (int turn = 0; turn < 30; ++turn) {
     World world(full_sync(3), on_nodes({0, 1, 1}));
-    Rows here = world.network().rows(1);
-    const Rows there = world.network().rows(0);
+    StatusBoard here = world.network().board(1);
+    const StatusBoard there = world.network().board(0);
     const std::vector<std::byte> words(2000, std::byte{'w'});
     here.write(2, words.data(), words.size());
     here.tell(2);
@@ -298,17 +298,17 @@ TEST_CASE("a rank that dies is buried on every node, and the service is over whe
   world.network().dead = {2};
   world.network().dead_node = 1;
   for (const int rank : {0, 1}) {
-    Rows rows = world.network().rows(world.nodes().of(rank));
+    StatusBoard board = world.network().board(world.nodes().of(rank));
     world[rank].leave();
-    rows.set(rank, Rows::kLeft);
-    rows.tell(rank);
+    board.set(rank, StatusBoard::kLeft);
+    board.tell(rank);
     world.network().doorbell(world.nodes().of(rank))->ring();
   }
   for (const int node : {0, 1}) {
     CHECK(world.network().services[static_cast<std::size_t>(node)]->wait_until_over(20 * kSecond));
-    const Rows rows = world.network().rows(node);
-    CHECK_EQ(rows.with(Rows::kDead), std::vector<int>({2}));
-    CHECK_EQ(rows.with(Rows::kLeft), std::vector<int>({0, 1}));
+    const StatusBoard board = world.network().board(node);
+    CHECK_EQ(board.with(StatusBoard::kDead), std::vector<int>({2}));
+    CHECK_EQ(board.with(StatusBoard::kLeft), std::vector<int>({0, 1}));
   }
 }
 
@@ -317,25 +317,25 @@ TEST_CASE("when node 0 is gone, waits on other nodes end with a reason") {
   world.arrive(1);
   world.network().service(0)->close();
   CHECK_THROWS_WITH(world[1].wait(), PeerFailed, "the coordinator, in the process of rank 0");
-  CHECK_EQ(world.network().rows(1).with(Rows::kDead), std::vector<int>({0}));
+  CHECK_EQ(world.network().board(1).with(StatusBoard::kDead), std::vector<int>({0}));
 }
 
 TEST_CASE("when another node is gone, its ranks are dead to all the others") {
   World world(backup_workers(4, 1), on_nodes({0, 1, 1, 2}));
   world.network().service(1)->close();
   for (const int node : {0, 2}) {
-    const Rows rows = world.network().rows(node);
-    for (int i = 0; i < 2000 && rows.with(Rows::kDead).size() < 2; ++i) {
+    const StatusBoard board = world.network().board(node);
+    for (int i = 0; i < 2000 && board.with(StatusBoard::kDead).size() < 2; ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
-    CHECK_EQ(rows.with(Rows::kDead), std::vector<int>({1, 2}));
+    CHECK_EQ(board.with(StatusBoard::kDead), std::vector<int>({1, 2}));
   }
 }
 
-TEST_CASE("rows of the board reach the other nodes when they are told, whole and in their order") {
+TEST_CASE("board of the board reach the other nodes when they are told, whole and in their order") {
   World world(full_sync(2), on_nodes({0, 1}));
-  Rows here = world.network().rows(1);
-  const Rows there = world.network().rows(0);
+  StatusBoard here = world.network().board(1);
+  const StatusBoard there = world.network().board(0);
   std::vector<std::byte> last;
   for (int i = 1; i <= 200; ++i) {
     last.assign(static_cast<std::size_t>(i), static_cast<std::byte>(i));

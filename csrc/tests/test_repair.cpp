@@ -6,7 +6,7 @@
 
 #include "base/error.hpp"
 #include "check.hpp"
-#include "round/reduction.hpp"
+#include "round/chunk_reducer.hpp"
 #include "world.hpp"
 
 using namespace hvd_backup;
@@ -120,8 +120,8 @@ struct Pair {
   Arena arena{spec, memory.data()};
   WatchedClock clock;
   Options options;
-  Reduction first{arena, options, clock, 0};
-  Reduction second{arena, options, clock, 1};
+  ChunkReducer first{arena, options, clock, 0};
+  ChunkReducer second{arena, options, clock, 1};
 };
 
 }  // namespace

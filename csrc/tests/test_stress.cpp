@@ -109,7 +109,7 @@ Run random_run(std::uint64_t seed) {
   run.setup.flats = {{DType::float32, static_cast<std::size_t>(1 + below(200))}};
   if (below(3) == 0) run.setup.flats.push_back({DType::float64, 9});
   // Looks without sleep are rare, so that bells are rung and slept on.
-  if (below(2) == 0) run.setup.options.patience = {0, 0};
+  if (below(2) == 0) run.setup.options.spin_limits = {0, 0};
   run.seed = seed;
   return run;
 }

@@ -17,9 +17,9 @@
 
 #include "check.hpp"
 #include "device_case.hpp"
-#include "round/collective.hpp"
 #include "node_network.hpp"
 #include "reference.hpp"
+#include "round/collective.hpp"
 
 namespace hvd_backup::testing {
 
@@ -296,7 +296,7 @@ class World {
     const int node = nodes_.of(rank);
     options.service = network_->doorbell(node);
     const bool is_first = nodes_.ranks(node).front() == rank;
-    if (setup_.errands && is_first) options.errand = network_->service(node);
+    if (setup_.errands && is_first) options.progress_engine = network_->service(node);
     return options;
   }
 

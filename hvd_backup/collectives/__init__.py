@@ -15,7 +15,7 @@ from hvd_backup.collectives.process_sets import ProcessSet, global_process_set
 from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.rounds.reports import Round
 from hvd_backup.world import runtime
-from hvd_backup.world.wire import Average, Reduction, Typed
+from hvd_backup.world.wire import Average, ReduceOp, Typed
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -203,7 +203,7 @@ def allreduce(
     source = np.asarray(array, order="C")
     if op == Average and not np.issubdtype(source.dtype, np.inexact):
         raise TypeError(f"the average of {source.dtype} is no {source.dtype}; use op=hb.Sum")
-    how = Reduction(op, prescale_factor, postscale_factor)
+    how = ReduceOp(op, prescale_factor, postscale_factor)
     call = operations.allreduce([_typed(source)], how, Where(process_set, name))
     result: Array = operations.complete(call)[0]
     return result
@@ -226,7 +226,7 @@ def reducescatter(
     source = np.asarray(array, order="C")
     if op == Average and not np.issubdtype(source.dtype, np.inexact):
         raise TypeError(f"the average of {source.dtype} is no {source.dtype}; use op=hb.Sum")
-    how = Reduction(op, prescale_factor, postscale_factor)
+    how = ReduceOp(op, prescale_factor, postscale_factor)
     call = operations.reducescatter([_typed(source)], how, Where(process_set, name))
     result: Array = operations.complete(call)[0]
     return result

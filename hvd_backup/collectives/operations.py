@@ -23,7 +23,7 @@ from hvd_backup.phrases import ranks_text
 from hvd_backup.rounds.absence import Absence
 from hvd_backup.world import runtime, wire
 from hvd_backup.world.table import Operation
-from hvd_backup.world.wire import Average, Channel, Message, Reduction, Sum, Typed
+from hvd_backup.world.wire import Average, Channel, Message, ReduceOp, Sum, Typed
 
 Array = npt.NDArray[Any]
 Finish = Callable[[Any], Any]
@@ -64,7 +64,7 @@ def op_of(op: str | None, average: bool | None) -> str:
 
 
 def allreduce(
-    batch: Sequence[Typed], how: Reduction, where: Where = HERE, finish: Finish | None = None
+    batch: Sequence[Typed], how: ReduceOp, where: Where = HERE, finish: Finish | None = None
 ) -> Operation:
     """Combine over all ranks; a list of fresh arrays. All of the batch are one call.
 
@@ -84,7 +84,7 @@ def allreduce(
 
 
 def reducescatter(
-    batch: Sequence[Typed], how: Reduction, where: Where = HERE, finish: Finish | None = None
+    batch: Sequence[Typed], how: ReduceOp, where: Where = HERE, finish: Finish | None = None
 ) -> Operation:
     """Combine over all ranks and share out the rows; a list of arrays.
 
@@ -214,7 +214,7 @@ def _all_reduce_zeros(signature: str, channel: Channel) -> None:
         Typed(np.zeros(shape, np.uint16 if dtype == "bfloat16" else dtype), dtype)
         for dtype, shape in shapes
     ]
-    wire.allreduce(channel, batch, Reduction(*how))
+    wire.allreduce(channel, batch, ReduceOp(*how))
 
 
 def complete(operation: Operation, timeout: float | None = None) -> Any:
@@ -331,7 +331,7 @@ def root_in(root_rank: int, process_set: ProcessSet, kind: str) -> int:
 
 
 def _check_reduction(
-    kind: str, batch: Sequence[Typed], how: Reduction, known: Sequence[str]
+    kind: str, batch: Sequence[Typed], how: ReduceOp, known: Sequence[str]
 ) -> None:
     if how.op not in known:
         raise ValueError(f"op={how.op!r}: use one of {', '.join(known)}")

@@ -267,7 +267,7 @@ def _register(ranks: list[int]) -> int:
 
 
 class _Some:
-    """The ranks of a process set, as the place of a table."""
+    """The ranks of a process set, as participants of a table."""
 
     def __init__(
         self, world: runtime.Runtime, comm: MPI.Intracomm, number: int, ranks: list[int]

@@ -119,10 +119,10 @@ class Exchange:
             if (exchange := this()) is not None:
                 exchange._warn_of_late(rank, contributed, rounds)  # noqa: SLF001
 
-        segment = world.places.shared_segment(spec.bytes, spec.own_part)
-        internode = world.internode
-        if internode is not None:
-            internode.serve(self._which, segment, spec, self.options, add=add)
+        segment = world.topology.shared_segment(spec.bytes, spec.own_part)
+        node_service = world.node_service
+        if node_service is not None:
+            node_service.serve(self._which, segment, spec, self.options, add=add)
         return mapped, _core.Collective(
             segment,
             spec,
@@ -131,11 +131,11 @@ class Exchange:
             carry=self.options.late == "carry",
             grace=self.options.grace,
             timeout=self.options.timeout,
-            patience=world.patience,
+            spin_limits=world.spin_limits,
             remote_reads=world.remote_reads,
             patrol=patrol,
-            doorbell=internode.doorbell if internode is not None else None,
-            service=internode.service if internode is not None else None,
+            doorbell=node_service.doorbell if node_service is not None else None,
+            service=node_service.service if node_service is not None else None,
             sum=add,
             mapped=mapped,
             late_rank=late_rank if self._counts_late_ranks() else None,
@@ -280,8 +280,8 @@ class Exchange:
     ) -> tuple[_core.ArenaSpec, _core.MappedArena | None]:
         """The arena's spec, and this rank's device memory if there is any."""
         world = self._runtime
-        nodes = world.cross_size if world.internode is not None else 1
-        chunk = chunk_bytes(self.layout, nodes, world.places.hosts)
+        nodes = world.cross_size if world.node_service is not None else 1
+        chunk = chunk_bytes(self.layout, nodes, world.topology.hosts)
         if wish is not None:
             spec = mapped_memory.spec(world.size, self.options, self.layout, chunk, self.nbytes)
             mapped = mapped_memory.agree(world, wish, self.options, spec, self._title)
@@ -293,7 +293,7 @@ class Exchange:
             self.options.window,
             self.layout,
             chunk,
-            world.places.local_ranks if world.internode is not None else [],
+            world.topology.local_ranks if world.node_service is not None else [],
         )
         return spec, None
 
@@ -396,7 +396,7 @@ class Exchange:
     def _death_of(self, dead: list[int]) -> str:
         """What is known of the ranks whose processes have ended."""
         progress = self._core.progress()
-        done = min(progress[rank] for rank in {*self._runtime.places.local_ranks, *dead})
+        done = min(progress[rank] for rank in {*self._runtime.topology.local_ranks, *dead})
         where = f"rank {self._runtime.rank}", f"round {self._core.number} of {self._title}"
         return death(ranks_text(dead), *where, done)
 

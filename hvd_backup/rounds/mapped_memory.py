@@ -112,7 +112,7 @@ def _give_back() -> None:
 
 def _impossible(world: Runtime, options: RoundOptions) -> str:
     """Why no rank of such a world can have it; the same on all."""
-    if world.internode is not None:
+    if world.node_service is not None:
         return f"the world has {world.cross_size} nodes, and only ranks of one can map memory"
     if options.late == "carry":
         return "late='carry' adds a late gradient to the next one on the host"

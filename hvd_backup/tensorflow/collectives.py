@@ -20,7 +20,7 @@ from hvd_backup.tensorflow.arguments import where_of
 from hvd_backup.tensorflow.compression import Compression
 from hvd_backup.tensorflow.ops import host_call
 from hvd_backup.world import runtime
-from hvd_backup.world.wire import Average, Reduction, Sum
+from hvd_backup.world.wire import Average, ReduceOp, Sum
 
 
 def allreduce(
@@ -93,7 +93,7 @@ def grouped_allreduce(
         packed.append(small)
         contexts.append(ctx)
     if packed:
-        how = Reduction(op, prescale_factor, postscale_factor)
+        how = ReduceOp(op, prescale_factor, postscale_factor)
         for i, ctx, result in zip(dense, contexts, _allreduce(packed, how, where), strict=True):
             results[i] = compression.decompress(result, ctx)
     return results
@@ -118,7 +118,7 @@ def allgather(
         own = lengths
 
         def gradient(upstream: Any) -> Any:
-            (mean,) = _allreduce([upstream], Reduction(), where)
+            (mean,) = _allreduce([upstream], ReduceOp(), where)
             rank = where.process_set.rank()
             first = tf.reduce_sum(own[:rank])
             return mean[first : first + own[rank]]
@@ -157,7 +157,7 @@ def broadcast(
         result.set_shape(x.shape)
 
         def gradient(upstream: Any) -> Any:
-            (mean,) = _allreduce([upstream], Reduction(), where)
+            (mean,) = _allreduce([upstream], ReduceOp(), where)
             return mean if runtime.rank() == root_rank else tf.zeros_like(mean)
 
         return result, gradient
@@ -172,7 +172,7 @@ def alltoall(
     ignore_name_scope: bool = False,
     process_set: Any = None,
 ) -> Any:
-    """Rows to every rank from every rank; with `splits` also how many came from each.
+    """StatusBoard to every rank from every rank; with `splits` also how many came from each.
 
     `splits` [size] says how many rows go to each rank; without it all get as many. Differentiable.
     """
@@ -217,7 +217,7 @@ def reducescatter(
     if op not in (Average, Sum):
         raise ValueError(f"reducescatter: op={op!r}: use Average or Sum")
     small, ctx = compression.compress(tf.convert_to_tensor(tensor))
-    how = Reduction(op, prescale_factor, postscale_factor)
+    how = ReduceOp(op, prescale_factor, postscale_factor)
 
     @tf.custom_gradient
     def scatter(x: Any) -> Any:
@@ -272,7 +272,7 @@ def join() -> int:
     return collectives.join()
 
 
-def _allreduce(tensors: list[Any], how: Reduction, where: Where) -> list[Any]:
+def _allreduce(tensors: list[Any], how: ReduceOp, where: Where) -> list[Any]:
     @tf.custom_gradient
     def combine(*inputs: Any) -> Any:
         results = host_call(

@@ -18,12 +18,12 @@ import numpy.typing as npt
 from hvd_backup.collectives import operations
 from hvd_backup.collectives.operations import HERE, Where
 from hvd_backup.world import runtime
-from hvd_backup.world.wire import Reduction, Typed
+from hvd_backup.world.wire import ReduceOp, Typed
 
 Array = npt.NDArray[Any]
 
 
-def allreduce(arrays: Sequence[Array], how: Reduction, where: Where = HERE) -> list[Array]:
+def allreduce(arrays: Sequence[Array], how: ReduceOp, where: Where = HERE) -> list[Array]:
     """Each array combined over all ranks; those of one dtype in one message.
 
     Raises ValueError for strings.
@@ -60,7 +60,7 @@ def broadcast(arrays: Sequence[Array], root_rank: int, where: Where = HERE) -> l
     return results
 
 
-def reducescatter(array: Array, how: Reduction, where: Where = HERE) -> Array:
+def reducescatter(array: Array, how: ReduceOp, where: Where = HERE) -> Array:
     """This rank's rows of the combination; the first ranks have one more if it does not divide.
 
     Raises ValueError for strings.
@@ -85,7 +85,7 @@ def alltoall(
         sent = operations.splits_of(len(array), splits.tolist(), len(counts))
         ends = np.cumsum([0, *sent])
         parts = [int(lengths.array[a:b].sum()) for a, b in itertools.pairwise(ends)]
-        # Rows that no rank is sent stay at the end.
+        # StatusBoard that no rank is sent stay at the end.
         call = operations.alltoall(_bytes_of([array]), parts, where)
         (result,) = _texts([rows], operations.complete(call)[0])
     else:

@@ -19,7 +19,7 @@ _ALIGN = 64  # bytes; TensorFlow takes numpy memory without a copy if it is so a
 
 
 @dataclass(frozen=True)
-class Form:
+class GradientSpec:
     """How one variable's gradient travels: dtype by name, shape, dense or as a table.
 
     A table has the variable's shape; its rows, those of axis 0, are told besides.
@@ -37,16 +37,18 @@ class Form:
         return f"{'sparse ' if self.sparse else ''}{self.dtype}{list(self.shape)}"
 
 
-Forms = Sequence[Form | None]  # one per variable; None: no gradient of it can travel
+GradientSpecs = Sequence[
+    GradientSpec | None
+]  # one per variable; None: no gradient of it can travel
 Kind = bool | None  # of a gradient: sparse, dense or, with None, not there
 
 
-def agree(names: Sequence[str], everybody: Sequence[Forms]) -> None:
-    """Raises Mismatch, on every rank alike, when the ranks' gradients travel in other forms."""
+def agree(names: Sequence[str], everybody: Sequence[GradientSpecs]) -> None:
+    """Raises Mismatch, on every rank alike, when the ranks' gradients travel in other specs."""
     for i, of_variable in enumerate(zip(*everybody, strict=True)):
         if len(set(of_variable)) > 1:
             told = ", ".join(
-                f"rank {rank}: {form or 'none'}" for rank, form in enumerate(of_variable)
+                f"rank {rank}: {spec or 'none'}" for rank, spec in enumerate(of_variable)
             )
             raise errors.Mismatch(
                 f"the ranks disagree on the gradient of variable {i}, {names[i]}: {told}"
@@ -71,12 +73,12 @@ class Layout:
     table (was the row touched?). Their means are positive exactly if some contributor's was.
     """
 
-    def __init__(self, forms: Forms) -> None:
-        self.forms = list(forms)
+    def __init__(self, specs: GradientSpecs) -> None:
+        self.specs = list(specs)
         counts: dict[str, int] = {}
         self._offsets: dict[int, int] = {}  # variable -> elements
-        dense = [i for i, form in enumerate(forms) if form is not None and not form.sparse]
-        tables = [i for i, form in enumerate(forms) if form is not None and form.sparse]
+        dense = [i for i, spec in enumerate(specs) if spec is not None and not spec.sparse]
+        tables = [i for i, spec in enumerate(specs) if spec is not None and spec.sparse]
         self._place(dense, counts)
         self.dense_counts = list(counts.values())
         self._place(tables, counts)
@@ -84,32 +86,32 @@ class Layout:
         self.dense_counts += [0] * (len(counts) - len(self.dense_counts))
         self._memory = [Memory() for _ in counts]
         self._rows: dict[int, int] = {}
-        flags = len(self.forms)
+        flags = len(self.specs)
         for i in tables:
             self._rows[i] = flags
-            flags += self._form(i).shape[0]
+            flags += self._spec(i).shape[0]
         self.flats = [*counts.items(), ("float32", flags)]
 
-    def _form(self, i: int) -> Form:
-        form = self.forms[i]
-        assert form is not None
-        return form
+    def _spec(self, i: int) -> GradientSpec:
+        spec = self.specs[i]
+        assert spec is not None
+        return spec
 
     def _place(self, variables: list[int], counts: dict[str, int]) -> None:
         for i in variables:
-            form = self._form(i)
-            offset = counts.get(form.dtype, 0)
+            spec = self._spec(i)
+            offset = counts.get(spec.dtype, 0)
             self._offsets[i] = offset
-            per_line = _ALIGN // dtype_of(form.dtype).itemsize
-            counts[form.dtype] = -(-(offset + form.size) // per_line) * per_line
+            per_line = _ALIGN // dtype_of(spec.dtype).itemsize
+            counts[spec.dtype] = -(-(offset + spec.size) // per_line) * per_line
 
     def gradients(self, flats: Sequence[Bytes]) -> list[Array | None]:
         """Views of the buffers, one per variable, with its shape; None where none can travel."""
-        views: list[Array | None] = [None] * len(self.forms)
+        views: list[Array | None] = [None] * len(self.specs)
         for i, offset in self._offsets.items():
-            form = self._form(i)
-            flat = flats[self._dtypes.index(form.dtype)].view(dtype_of(form.dtype))
-            views[i] = flat[offset : offset + form.size].reshape(form.shape)
+            spec = self._spec(i)
+            flat = flats[self._dtypes.index(spec.dtype)].view(dtype_of(spec.dtype))
+            views[i] = flat[offset : offset + spec.size].reshape(spec.shape)
         return views
 
     def dense_copies(self, flats: Sequence[Bytes]) -> list[Array | None]:
@@ -120,22 +122,22 @@ class Layout:
             copy = self._memory[i].take(nbytes)
             copy[:] = flats[i][:nbytes]
             fresh.append(copy)
-        views: list[Array | None] = [None] * len(self.forms)
+        views: list[Array | None] = [None] * len(self.specs)
         for i, offset in self._offsets.items():
-            form = self._form(i)
-            if not form.sparse:
-                typed = fresh[self._dtypes.index(form.dtype)].view(dtype_of(form.dtype))
-                views[i] = typed[offset : offset + form.size].reshape(form.shape)
+            spec = self._spec(i)
+            if not spec.sparse:
+                typed = fresh[self._dtypes.index(spec.dtype)].view(dtype_of(spec.dtype))
+                views[i] = typed[offset : offset + spec.size].reshape(spec.shape)
         return views
 
     def present(self, flats: Sequence[Bytes]) -> npt.NDArray[np.float32]:
         """View: a number per variable, 1 in a contribution if it has a gradient."""
-        return flats[-1].view(np.float32)[: len(self.forms)]
+        return flats[-1].view(np.float32)[: len(self.specs)]
 
     def touched(self, flats: Sequence[Bytes]) -> dict[int, npt.NDArray[np.float32]]:
         """Views: for each sparse variable a number per row, 1 in a contribution if it has it."""
         flags = flats[-1].view(np.float32)
-        return {i: flags[first : first + self._form(i).shape[0]] for i, first in self._rows.items()}
+        return {i: flags[first : first + self._spec(i).shape[0]] for i, first in self._rows.items()}
 
 
 class Memory:

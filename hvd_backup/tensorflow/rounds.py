@@ -14,7 +14,7 @@ from hvd_backup.rounds.arguments import check_op
 from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.rounds.reports import Round, Stats
 from hvd_backup.tensorflow.identity import Identity, check_same
-from hvd_backup.tensorflow.layout import Form, Forms, Kind, Layout, agree, is_table
+from hvd_backup.tensorflow.layout import GradientSpec, GradientSpecs, Kind, Layout, agree, is_table
 from hvd_backup.world import wire
 
 Array = npt.NDArray[Any]
@@ -53,7 +53,7 @@ class Options(NamedTuple):
 class GradientRounds:
     """The rounds of one list of variables. All ranks make the same calls in the same order.
 
-    `forms` are how the variables' gradients travel if they are dense; None for a variable that can
+    `specs` are how the variables' gradients travel if they are dense; None for a variable that can
     have none. The layout is made once, for all variables, so that it does not matter to it which
     gradients a rank has in a step.
     """
@@ -62,7 +62,7 @@ class GradientRounds:
         self,
         name: str,
         variables: Sequence[Identity],
-        forms: Forms,
+        specs: GradientSpecs,
         options: Options,
         group: Group,
     ) -> None:
@@ -70,7 +70,7 @@ class GradientRounds:
         self._names = [variable.name for variable in variables]
         self._name = name
         self._exchange: Exchange | None = None
-        self._mine = list(forms)
+        self._mine = list(specs)
         self._layout = Layout([])
         self.differing: list[bool] = []
         """For each variable: whether at first some ranks had a gradient and others had not."""
@@ -78,9 +78,9 @@ class GradientRounds:
         self.last_round: Round | None = None
 
     @property
-    def forms(self) -> list[Form | None]:
+    def specs(self) -> list[GradientSpec | None]:
         """How each variable's gradient travels; empty before ``prepare()``."""
-        return self._layout.forms
+        return self._layout.specs
 
     @property
     def is_prepared(self) -> bool:
@@ -90,10 +90,10 @@ class GradientRounds:
     def backup_workers(self) -> int:
         return self._ready().options.backup_workers
 
-    def prepare(self, kinds: Sequence[Kind], uncompressed: Forms) -> None:
+    def prepare(self, kinds: Sequence[Kind], uncompressed: GradientSpecs) -> None:
         """Make room, at the first call, in which all ranks come here.
 
-        `kinds` are those of this rank's gradients, `uncompressed` the forms of tables. Does nothing
+        `kinds` are those of this rank's gradients, `uncompressed` the specs of tables. Does nothing
         as long as no rank has a gradient. Raises Mismatch when the ranks' variables differ.
         """
         if self._exchange is not None:
@@ -101,26 +101,26 @@ class GradientRounds:
         mine = self._variables, self._mine, list(kinds)
         everybody = collectives.allgather_object(mine, process_set=self._group.process_set)
         check_same([variables for variables, _, _ in everybody])
-        agree(self._names, [forms for _, forms, _ in everybody])
+        agree(self._names, [specs for _, specs, _ in everybody])
         if not any(kind is not None for *_, theirs in everybody for kind in theirs):
             return
         by_rows = self._options.sparse_mean == "rows"
-        forms: list[Form | None] = []
+        specs: list[GradientSpec | None] = []
         for i, of_variable in enumerate(zip(*(kinds for *_, kinds in everybody), strict=True)):
-            form, plain = self._mine[i], uncompressed[i]
-            if form and plain and is_table(of_variable, plain.shape, by_rows):
-                form = Form(plain.dtype, plain.shape, sparse=True)
-            forms.append(form)
+            spec, plain = self._mine[i], uncompressed[i]
+            if spec and plain and is_table(of_variable, plain.shape, by_rows):
+                spec = GradientSpec(plain.dtype, plain.shape, sparse=True)
+            specs.append(spec)
             self.differing.append(None in of_variable and any(k is not None for k in of_variable))
         # Rank 0's names: Keras' numbers in them may differ.
-        self._make_room(forms, _content(everybody[0][0]))
+        self._make_room(specs, _content(everybody[0][0]))
 
-    def _make_room(self, forms: Forms, content: str) -> None:
-        layout = Layout(forms)
+    def _make_room(self, specs: GradientSpecs, content: str) -> None:
+        layout = Layout(specs)
         exchange = Exchange(
             layout.flats,
             name=self._name + content,
-            signature=(list(forms), self._options),
+            signature=(list(specs), self._options),
             add=self._options.op == wire.Sum,
             world=self._group.world(),
             **self._options.of_exchange(),
@@ -143,7 +143,7 @@ class GradientRounds:
         """
         exchange = self._ready()
         for i, gradient in enumerate(gradients):
-            if self.forms[i] is not None:
+            if self.specs[i] is not None:
                 self._stage(i, gradient)
         self.last_round = exchange.arrive_and_wait(weight)
         return self._load(exchange)

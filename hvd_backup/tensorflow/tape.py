@@ -14,13 +14,13 @@ from hvd_backup.collectives.group import Group
 from hvd_backup.rounds.reports import Round
 from hvd_backup.tensorflow import arguments
 from hvd_backup.tensorflow.compression import Compression
-from hvd_backup.tensorflow.identity import key_of
-from hvd_backup.tensorflow.reduction import (
-    Reduction,
-    Wrapping,
+from hvd_backup.tensorflow.gradient_reducer import (
+    Encoding,
+    GradientReducer,
     averaged_afterwards,
     divided,
 )
+from hvd_backup.tensorflow.identity import key_of
 from hvd_backup.tensorflow.rounds import Options
 from hvd_backup.world import runtime
 from hvd_backup.world.wire import Average
@@ -31,7 +31,7 @@ from hvd_backup.world.wire import Average
 _KEPT = 16
 _TRACING = "func_graph_from_py_func"  # TensorFlow's, which calls what is traced
 _FRAMEWORKS = ("tensorflow.", "keras.")  # their lines differ between a first trace and the next
-_plans: MutableMapping[runtime.Runtime, OrderedDict[Any, Reduction]] = WeakKeyDictionary()
+_plans: MutableMapping[runtime.Runtime, OrderedDict[Any, GradientReducer]] = WeakKeyDictionary()
 
 
 def DistributedGradientTape(  # noqa: N802 (Horovod's name)
@@ -73,8 +73,8 @@ def DistributedGradientTape(  # noqa: N802 (Horovod's name)
     group = Group(process_set)
     options = Options(backup_workers, late, grace, window, timeout, op, sparse_mean)
     options.check(group, gradient_predivide_factor)
-    wrapping = Wrapping(compression or Compression.none, sparse_as_dense, scale_local_gradients)
-    return _Tape(gradtape, name, options, wrapping, group)
+    encoding = Encoding(compression or Compression.none, sparse_as_dense, scale_local_gradients)
+    return _Tape(gradtape, name, options, encoding, group)
 
 
 def PartialDistributedGradientTape(  # noqa: N802 (Horovod's name)
@@ -127,12 +127,12 @@ class _Tape:
     """A tape with another ``gradient()``; all else is the tape's own."""
 
     def __init__(
-        self, tape: Any, name: str | None, options: Options, wrapping: Wrapping, group: Group
+        self, tape: Any, name: str | None, options: Options, encoding: Encoding, group: Group
     ) -> None:
-        self._tape, self._name, self._options, self._wrapping = tape, name, options, wrapping
+        self._tape, self._name, self._options, self._encoding = tape, name, options, encoding
         self._group = group
         self._local: list[Any] = []
-        self._reduction: Reduction | None = None
+        self._reducer: GradientReducer | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tape, name)
@@ -147,7 +147,7 @@ class _Tape:
     @property
     def last_round(self) -> Round | None:
         """The round of the last ``gradient()``."""
-        return None if self._reduction is None else self._reduction.rounds.last_round
+        return None if self._reducer is None else self._reducer.rounds.last_round
 
     def register_local_source(self, source: Any) -> None:
         """Leave this variable's gradient out of the exchange."""
@@ -187,18 +187,18 @@ class _Tape:
         if not self._group.included:
             return gradients
         shared = [i for i, source in enumerate(sources) if not self._is_local(source)]
-        reduction = self._plan([sources[i] for i in shared])
-        self._reduction = reduction
+        reducer = self._plan([sources[i] for i in shared])
+        self._reducer = reducer
         mine = [gradients[i] for i in shared]
-        results = reduction.exchange(mine, lambda: 1.0, of_a_tape=True).gradients
-        scale, size = self._wrapping.scale_local, self._group.size
+        results = reducer.exchange(mine, lambda: 1.0, of_a_tape=True).gradients
+        scale, size = self._encoding.scale_local, self._group.size
         together = [divided(g, size) if scale else g for g in gradients]
         for i, result in zip(shared, results, strict=True):
             together[i] = result
         return together
 
-    def _plan(self, sources: list[Any]) -> Reduction:
-        """The rounds of tapes with these sources, options, wrapping, ranks and name.
+    def _plan(self, sources: list[Any]) -> GradientReducer:
+        """The rounds of tapes with these sources, options, encoding, ranks and name.
 
         A late gradient is carried into the next round of the plan. It must be of the same loss, for
         which the place in the program stands where there is no name.
@@ -208,10 +208,10 @@ class _Tape:
         carries = self._options.late == "carry"
         place = _place_in_program() if carries and self._name is None else ()
         who = tuple(key_of(source) for source in sources)
-        key = (kind, self._name, place, who, self._options, self._wrapping)
+        key = (kind, self._name, place, who, self._options, self._encoding)
         if key not in plans:
             name = self._name or "DistributedGradientTape"
-            plans[key] = Reduction(name, sources, self._options, self._wrapping, self._group)
+            plans[key] = GradientReducer(name, sources, self._options, self._encoding, self._group)
         plans.move_to_end(key)
         alike = [other for other in plans if other[0] == kind]
         if len(alike) > _KEPT and not tf.inside_function():

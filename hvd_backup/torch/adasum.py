@@ -11,11 +11,11 @@ from hvd_backup.collectives import operations
 from hvd_backup.collectives.operations import Where
 from hvd_backup.world import runtime
 from hvd_backup.world.table import Operation
-from hvd_backup.world.wire import Channel, Reduction
+from hvd_backup.world.wire import Channel, ReduceOp
 
 
 def adasum_async(
-    tensors: Sequence[torch.Tensor], how: Reduction, where: Where, *, in_place: bool, one: bool
+    tensors: Sequence[torch.Tensor], how: ReduceOp, where: Where, *, in_place: bool, one: bool
 ) -> Operation:
     """Horovod's Adasum, in a call that is matched as all others are.
 

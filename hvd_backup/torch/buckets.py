@@ -23,7 +23,7 @@ class Buckets:
     def __init__(
         self, params: Sequence[torch.Tensor], layout: GradientLayout, exchange: Exchange
     ) -> None:
-        self._ways: list[_OnHost | _OnDevice] = []
+        self._encoding: list[_OnHost | _OnDevice] = []
         self._way_of: dict[int, tuple[_OnHost | _OnDevice, int]] = {}
         for device, indices in by_device(params).items():
             way: _OnHost | _OnDevice
@@ -31,7 +31,7 @@ class Buckets:
                 way = _OnHost(layout, exchange)
             else:
                 way = _OnDevice(device, layout, exchange, indices)
-            self._ways.append(way)
+            self._encoding.append(way)
             self._way_of.update((id(params[i]), (way, i)) for i in indices)
 
     def put(self, param: torch.Tensor, grad: torch.Tensor) -> None:
@@ -41,17 +41,17 @@ class Buckets:
 
     def stage(self) -> None:
         """The slot has all that was put since the last round."""
-        for way in self._ways:
+        for way in self._encoding:
             way.stage()
 
     def load(self) -> None:
         """All that was put is the last round's result; torch's current streams wait for it."""
-        for way in self._ways:
+        for way in self._encoding:
             way.load()
 
     def settle(self) -> None:
         """The last result is not read any more after it. ``stage()`` implies it."""
-        for way in self._ways:
+        for way in self._encoding:
             way.settle()
 
 

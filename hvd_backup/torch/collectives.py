@@ -18,7 +18,7 @@ from hvd_backup.torch.adasum import adasum_async
 from hvd_backup.torch.bits import assign
 from hvd_backup.torch.tensors import check_tensors, tensor_of, typed
 from hvd_backup.world.table import Operation
-from hvd_backup.world.wire import Average, Reduction
+from hvd_backup.world.wire import Average, ReduceOp
 
 Tensor = torch.Tensor
 Handle = Operation
@@ -38,7 +38,7 @@ def allreduce_async(
     `op` is Average (default), Sum, Min, Max, Product or Adasum. Integers are averaged and scaled in
     float64 and cut off. The tensor is read when all ranks are there: leave it alone until then.
     """
-    how = Reduction(op_of(op, average), prescale_factor, postscale_factor)
+    how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     return _reduce("allreduce", [tensor], how, Where(process_set, name), in_place=False, one=True)
 
 
@@ -52,7 +52,7 @@ def allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
     """``allreduce_async``, in place."""
-    how = Reduction(op_of(op, average), prescale_factor, postscale_factor)
+    how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     return _reduce("allreduce", [tensor], how, Where(process_set, name), in_place=True, one=True)
 
 
@@ -66,7 +66,7 @@ def allreduce_(
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
     """``allreduce``, in place."""
-    how = Reduction(op_of(op, average), prescale_factor, postscale_factor)
+    how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     where = Where(process_set, name)
     result: Tensor = synchronize(
         _reduce("allreduce", [tensor], how, where, in_place=True, one=True)
@@ -84,7 +84,7 @@ def grouped_allreduce_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
     """``allreduce_async`` of several tensors, as one call; those of one dtype travel together."""
-    how = Reduction(op_of(op, average), prescale_factor, postscale_factor)
+    how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     where = Where(process_set, name)
     return _reduce("grouped_allreduce", tensors, how, where, in_place=False)
 
@@ -99,7 +99,7 @@ def grouped_allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
     """``grouped_allreduce_async``, in place."""
-    how = Reduction(op_of(op, average), prescale_factor, postscale_factor)
+    how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     where = Where(process_set, name)
     return _reduce("grouped_allreduce", tensors, how, where, in_place=True)
 
@@ -114,7 +114,7 @@ def grouped_allreduce_(
     process_set: ProcessSet = global_process_set,
 ) -> tuple[Tensor, ...]:
     """``grouped_allreduce``, in place."""
-    how = Reduction(op_of(op, average), prescale_factor, postscale_factor)
+    how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     where = Where(process_set, name)
     result: tuple[Tensor, ...] = synchronize(
         _reduce("grouped_allreduce", tensors, how, where, in_place=True)
@@ -125,7 +125,7 @@ def grouped_allreduce_(
 def _reduce(
     call: str,
     tensors: Sequence[Tensor],
-    how: Reduction,
+    how: ReduceOp,
     where: Where,
     *,
     in_place: bool,
@@ -272,7 +272,7 @@ def reducescatter_async(
 ) -> Handle:
     """Begin to combine a tensor (Average or Sum) and to give each rank its share of the rows."""
     check_tensors("reducescatter", [tensor], reduced=True)
-    how = Reduction(op, prescale_factor, postscale_factor)
+    how = ReduceOp(op, prescale_factor, postscale_factor)
     where = Where(process_set, name)
     return operations.reducescatter([typed(tensor)], how, where, _fresh([tensor], one=True))
 
@@ -288,7 +288,7 @@ def grouped_reducescatter_async(
     """``reducescatter_async`` of several tensors, as one call."""
     tensors = list(tensors)
     check_tensors("grouped_reducescatter", tensors, reduced=True)
-    how = Reduction(op, prescale_factor, postscale_factor)
+    how = ReduceOp(op, prescale_factor, postscale_factor)
     arrays = [typed(tensor) for tensor in tensors]
     return operations.reducescatter(arrays, how, Where(process_set, name), _fresh(tensors))
 

@@ -80,11 +80,11 @@ class GradientLayout:
             _check(name, param, form)
             counts.setdefault(form.dtype, 0)
         self._dtypes = list(counts)
-        self._places: list[_Place] = []
+        self._topology: list[_Place] = []
         for form in sent:
             offset = counts[form.dtype]
             flat = self._dtypes.index(form.dtype)
-            self._places.append(_Place(flat, offset, form.size(), _dense_stride(form)))
+            self._topology.append(_Place(flat, offset, form.size(), _dense_stride(form)))
             per_line = _ALIGN // form.element_size()
             counts[form.dtype] = -(-(offset + form.numel()) // per_line) * per_line
         self._rows = [
@@ -95,7 +95,7 @@ class GradientLayout:
         self.flats.append(("float32", 2 * len(params) + sum(self._rows)))
         self.signature = [
             (name, _DTYPES[form.dtype], tuple(form.shape), place.stride)
-            for name, form, place in zip(names, sent, self._places, strict=True)
+            for name, form, place in zip(names, sent, self._topology, strict=True)
         ]
 
     def typed(self, flats: Flats) -> list[torch.Tensor]:
@@ -110,13 +110,13 @@ class GradientLayout:
         typed = self.typed(flats)
         return [
             typed[place.flat].as_strided(place.size, place.stride, place.offset)
-            for place in self._places
+            for place in self._topology
         ]
 
     def marks(self, flats: Flats) -> Marks:
         """Views of the last buffer."""
         words = flats[-1].view(np.float32)
-        count = len(self._places)
+        count = len(self._topology)
         rows: list[npt.NDArray[np.float32] | None] = []
         at = 2 * count
         for length in self._rows:
@@ -129,7 +129,7 @@ class GradientLayout:
         wanted, runs = set(indices), []
         for flat, dtype in enumerate(self._dtypes):
             run: Run | None = None
-            for i, place in enumerate(self._places):
+            for i, place in enumerate(self._topology):
                 if place.flat != flat:
                     continue
                 if i not in wanted:

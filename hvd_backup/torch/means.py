@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils.weak import TensorWeakRef
 
-from hvd_backup.torch.forms import Form
+from hvd_backup.torch.encoding import Form
 
 Given = Callable[[torch.Tensor], torch.Tensor | None]
 

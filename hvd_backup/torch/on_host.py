@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from hvd_backup.rounds.exchange import Exchange
-from hvd_backup.torch.forms import Form
+from hvd_backup.torch.encoding import Form
 from hvd_backup.torch.layout import GradientLayout, Marks
 from hvd_backup.torch.means import Means
 
@@ -112,7 +112,7 @@ class Carrier:
         self._rows = None if marks is None else torch.from_numpy(marks)
         self._folds = folds
         self._view = view
-        # Rows of the slot that are not zero; None: none are.
+        # StatusBoard of the slot that are not zero; None: none are.
         self._used: torch.Tensor | slice | None = None
         self._marked = False  # whether some of the rows' places are not zero
 

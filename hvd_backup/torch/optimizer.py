@@ -15,7 +15,7 @@ from hvd_backup.torch import owners
 from hvd_backup.torch.arguments import check_on_nonfinite, names_of, parameter_names
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.compression import Compresses, Compression
-from hvd_backup.torch.forms import Ways
+from hvd_backup.torch.encoding import Encoding
 from hvd_backup.torch.outside import Outside
 from hvd_backup.torch.rounds import Rounds
 from hvd_backup.torch.stepping import check_can_be_extended
@@ -118,7 +118,7 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
         rounds = Rounds(
             optimizer,
             names,
-            Ways(compression, sparse_as_dense, sparse_mean),
+            Encoding(compression, sparse_as_dense, sparse_mean),
             options,
             group,
             backup_workers=b,

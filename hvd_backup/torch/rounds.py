@@ -18,7 +18,7 @@ from hvd_backup.rounds.reports import Stats
 from hvd_backup.torch import owners
 from hvd_backup.torch.attempt import Attempt
 from hvd_backup.torch.device import check_devices
-from hvd_backup.torch.forms import Ways
+from hvd_backup.torch.encoding import Encoding
 from hvd_backup.torch.joined import Replicas
 from hvd_backup.torch.passes import Passes, Watched
 from hvd_backup.torch.scaling import all_finite, ignore_the_scalers_warning
@@ -36,7 +36,7 @@ class Rounds:
         self,
         optimizer: torch.optim.Optimizer,
         names: dict[int, str],
-        ways: Ways,
+        encoding: Encoding,
         options: dict[str, Any],
         group: Group,
         *,
@@ -47,13 +47,13 @@ class Rounds:
         view: bool,
     ) -> None:
         self._optimizer: Any = optimizer
-        self._names, self._ways, self._options = names, ways, options
+        self._names, self._encoding, self._options = names, encoding, options
         self._group = group
         self._add, self._on_nonfinite, self._view = add, on_nonfinite, view
         self.backup_workers = backup_workers
         params = self._exchanged()
         check_devices(params, self._name)
-        ways.plan(params, [self._name(p) for p in params])  # raises what is wrong with them
+        encoding.plan(params, [self._name(p) for p in params])  # raises what is wrong with them
         self._check_every_rank_is_needed(params)
         for former in owners.owners_of(params):
             former.hand_over(optimizer)
@@ -338,10 +338,10 @@ class Rounds:
             former.hand_over(self._optimizer)
         self._take(strange)
         names = [self._name(p) for p in params]
-        layout, contexts = self._ways.plan(params, names)
+        layout, contexts = self._encoding.plan(params, names)
         kind = type(self._optimizer).__name__
         what = ", ".join(f"{name}: {d}{list(s)}" for name, d, s, _ in layout.signature)
-        alike = self._ways.words()
+        alike = self._encoding.words()
         if self._on_nonfinite != "contribute":
             alike += f", on_nonfinite={self._on_nonfinite!r}"
         world = self._group.world()
@@ -368,7 +368,7 @@ class Rounds:
                 layout,
                 contexts,
                 exchange,
-                self._ways,
+                self._encoding,
                 self._given,
                 view=self._view,
             )

@@ -11,7 +11,7 @@ from hvd_backup.config import Config
 from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.rounds.mapped_memory import Wish
 from hvd_backup.torch.device import by_device
-from hvd_backup.torch.forms import Form, Ways
+from hvd_backup.torch.encoding import Encoding, Form
 from hvd_backup.torch.layout import GradientLayout
 from hvd_backup.torch.mapped import Mapped, wish
 from hvd_backup.torch.means import Given, Means
@@ -34,7 +34,7 @@ class Staging:
         layout: GradientLayout,
         contexts: Sequence[Any],
         exchange: Exchange,
-        ways: Ways,
+        encoding: Encoding,
         given: Given,
         *,
         view: bool = False,
@@ -47,11 +47,11 @@ class Staging:
         self._marks = layout.marks(exchange.slots)
         slots = layout.gradients(exchange.slots)
         self._forms = [
-            Form(name, slot, ctx, ways)
+            Form(name, slot, ctx, encoding)
             for name, slot, ctx in zip(names, slots, contexts, strict=True)
         ]
         means = Means(self.params, self._forms, given)
-        self._ways: list[OnHost | Packed] = []
+        self._encoding: list[OnHost | Packed] = []
         self._way_of: dict[int, OnHost | Packed] = {}
         self._mapped: Mapped | None = None
         for device, indices in by_device(self.params).items():
@@ -62,7 +62,7 @@ class Staging:
                 way = OnHost(means, layout, exchange, indices, view=view)
             else:
                 way = Staged(means, layout, exchange, indices, pin=PIN)
-            self._ways.append(way)
+            self._encoding.append(way)
             self._way_of.update(dict.fromkeys(indices, way))
 
     def fits(self, params: Sequence[torch.Tensor]) -> bool:
@@ -85,19 +85,19 @@ class Staging:
     def stage(self) -> None:
         """The slot has all gradients, as they are now, after it."""
         dense, sparse = [False] * len(self.params), [False] * len(self.params)
-        for way in self._ways:
+        for way in self._encoding:
             way.stage(dense, sparse)
         self._marks.dense[:] = dense
         self._marks.sparse[:] = sparse
 
     def load(self) -> None:
         """Let every parameter's grad be the result; None where no contributor had one."""
-        for way in self._ways:
+        for way in self._encoding:
             way.load()
 
     def settle(self) -> None:
         """The last result is not read any more after it. ``stage()`` implies it."""
-        for way in self._ways:
+        for way in self._encoding:
             way.settle()
 
     def is_finite(self) -> bool:
@@ -125,7 +125,7 @@ class Staging:
 
     def own_gradients(self) -> None:
         """Gradients outlive the shared memory that they may lie in."""
-        for way in self._ways:
+        for way in self._encoding:
             way.own_gradients()
 
 

@@ -1,11 +1,12 @@
 """The notice board: what every rank is doing, for ranks that wait for one another.
 
 It answers the questions a wait cannot answer by itself: has the missing rank died, has it left, is
-it in another call than I am? A row per rank, looked at only while waiting.
+it in another call than I am? A status per rank, looked at only while waiting.
 
-Every node has a board of its own. Its ranks read and write it at once; to the other nodes a row is
-copied when it is told, and comes late. So a row states what stays true of its rank, however much
-later it is read: that it has waited in this call, after so many set-ups and rounds.
+Every node has a board of its own. Its ranks read and write it at once. A status is copied to the
+other nodes when its rank tells it, so it comes late there. Therefore a status states only what
+stays true, however late it is read: that the rank has waited in this call, after so many set-ups
+and rounds.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hvd_backup import errors
-from hvd_backup._core import LifeLock, Rows, Segment
+from hvd_backup._core import LifeLock, Segment, StatusBoard
 
 # A rank that waits longer in one call tells the other nodes which. Set-ups are rarer than rounds,
 # and who waits in a round for a rank that is in a set-up has only that rank's word for it.
 TELL_AFTER_S = 1.0
 TELL_SETUP_AFTER_S = 0.05
 
-_TEXT = 940  # bytes of a text in a row, which has two and numbers besides
+_TEXT = 940  # bytes of a text in a status, which has two and numbers besides
 _KIND = 32
 
 _SETUP, _ROUND, _JOINED = "set-up", "round", "joined"
@@ -46,7 +47,7 @@ _SAME_CALLS = (
 )
 
 
-class Row(NamedTuple):
+class Status(NamedTuple):
     """What a rank says of itself."""
 
     setups: int = 0  # set-ups it had completed when it came to the call below
@@ -68,12 +69,13 @@ class Hosts(NamedTuple):
 class Board:
     """One rank's view of its node's board. The segment is zeroed at first: a valid board.
 
-    `local` are the ranks of this node. `ring` wakes the service that copies rows to other nodes.
+    `local` are the ranks of this node. `ring` wakes the service, which copies
+    statuses to other nodes.
     """
 
     @staticmethod
     def bytes(world: int) -> int:
-        return Rows.bytes(world)
+        return StatusBoard.bytes(world)
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Board:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._rows = Rows(segment, world)
+        self._statuses = StatusBoard(segment, world)
         self._life = LifeLock(segment, local, rank)
         self._rank = rank
         self._ring = ring
@@ -94,9 +96,9 @@ class Board:
         self._clock = clock
         self._world = world
         self._local = frozenset(local)
-        self._seen: dict[int, Row] = {}  # rows that this node has got, as of the last look
-        self._failures: dict[int, Row] = {}  # those that have failed
-        self._mine = Row()
+        self._seen: dict[int, Status] = {}  # statuses that this node has got, as of the last look
+        self._failures: dict[int, Status] = {}  # those that have failed
+        self._mine = Status()
         self._changes: deque[tuple[int, str]] = deque(maxlen=_CHANGES)
         self._absent = False
         self._here = ("", 0, "")  # the call of this rank, in full
@@ -129,8 +131,8 @@ class Board:
         setups = self._mine.setups  # who has been through more has seen the end of it
         return [
             rank
-            for rank, row in sorted(self._seen.items())
-            if row.doing == _JOINED and row.setups == setups
+            for rank, status in sorted(self._seen.items())
+            if status.doing == _JOINED and status.setups == setups
         ]
 
     def finish_setup(self) -> None:
@@ -155,7 +157,7 @@ class Board:
 
     def leave(self) -> None:
         """This rank ends in good order: its process may go."""
-        self._rows.set_left(self._rank)
+        self._statuses.set_left(self._rank)
         self._tell(self._rank)
 
     def fail(self, error: BaseException, during: str = "") -> None:
@@ -209,7 +211,7 @@ class Board:
         return errors.PeerFailed(f"rank {rank} failed with {what}{again}")
 
     def _silent_hosts(self) -> errors.PeerFailed | None:
-        silent = self._rows.silent()
+        silent = self._statuses.silent()
         if not silent or self._hosts is None:
             return None
         names = sorted({self._hosts.names[rank] for rank in silent})
@@ -239,24 +241,28 @@ class Board:
     def dead(self) -> list[int]:
         """Ranks whose process has ended without leaving. The other nodes are told of this one's."""
         ended = self._life.dead()
-        left = set(self._rows.left())  # after the question who lives: they leave before they end
-        known = set(self._rows.dead())
+        left = set(
+            self._statuses.left()
+        )  # after the question who lives: they leave before they end
+        known = set(self._statuses.dead())
         for rank in set(ended) - left - known:
-            self._rows.set_dead(rank)
+            self._statuses.set_dead(rank)
             self._tell(rank)
         return sorted(known.union(ended) - left)
 
     def cut_off(self) -> list[int]:
         """Ranks of other nodes of which nothing is heard any more."""
-        return self._rows.cut_off()
+        return self._statuses.cut_off()
 
     def left(self) -> list[int]:
-        return self._rows.left()
+        return self._statuses.left()
 
     def has_timed_out(self) -> bool:
         """Whether the failure is a wait that was over: some rank has been missing for long."""
         self._look()
-        return any(row.failure == errors.RoundTimeout.__name__ for row in self._failures.values())
+        return any(
+            status.failure == errors.RoundTimeout.__name__ for status in self._failures.values()
+        )
 
     def not_left(self) -> list[int]:
         return sorted(set(range(self._world)) - set(self.left()))
@@ -267,8 +273,8 @@ class Board:
         mine = self._mine.setups
         here = {
             rank
-            for rank, row in self._seen.items()
-            if row.setups > mine or (row.setups == mine and row.doing in (_SETUP, _JOINED))
+            for rank, status in self._seen.items()
+            if status.setups > mine or (status.setups == mine and status.doing in (_SETUP, _JOINED))
         }
         return sorted(set(range(self._world)) - here)
 
@@ -284,14 +290,14 @@ class Board:
         if self._absent:
             return
         self._look()
-        for rank, row in sorted(self._seen.items()):
-            if row.doing != _ROUND or row.rounds >= self._mine.rounds:
+        for rank, status in sorted(self._seen.items()):
+            if status.doing != _ROUND or status.rounds >= self._mine.rounds:
                 continue
-            been = self._been_in(row.rounds)
-            if been and been != row.call:
+            been = self._been_in(status.rounds)
+            if been and been != status.call:
                 raise errors.Mismatch(
                     f"rank {self._rank} is in {self._here[2]} after {been}, rank {rank} in "
-                    f"{row.call}; {_SAME_CALLS}"
+                    f"{status.call}; {_SAME_CALLS}"
                 )
 
     def still_waiting(self) -> None:
@@ -319,14 +325,16 @@ class Board:
         self.still_waiting()
         self._look()
         me = self._mine
-        for rank, row in sorted(self._seen.items()):
+        for rank, status in sorted(self._seen.items()):
             # All ranks go through the same rounds, so that the n-th is one of the same collective.
-            other_round = row.doing == _ROUND and row.rounds == rounds and row.call != me.call
+            other_round = (
+                status.doing == _ROUND and status.rounds == rounds and status.call != me.call
+            )
             # After as many set-ups as this rank, it has come to one before the round this rank is
             # in. (If it had been through this round, it would only be ahead.) A round that needs
             # no more than the others is not stopped for it: they learn more when all meet.
-            in_setup = row.doing == _SETUP and row.setups == me.setups
-            other_setup = in_setup and row.rounds <= rounds and not came
+            in_setup = status.doing == _SETUP and status.setups == me.setups
+            other_setup = in_setup and status.rounds <= rounds and not came
             # What a rank of this node has been through, this rank can load: had it been through
             # this round, whatever the number it has come to, there would be no second look.
             stays = rank in self._met
@@ -334,7 +342,7 @@ class Board:
                 self._met.add(rank)
             if other_round or other_setup or stays:
                 raise errors.Mismatch(
-                    f"rank {self._rank} is in {mine}, rank {rank} in {row.call}; {_SAME_CALLS}"
+                    f"rank {self._rank} is in {mine}, rank {rank} in {status.call}; {_SAME_CALLS}"
                 )
         self.check_same_rounds()
 
@@ -354,22 +362,22 @@ class Board:
         self._write(self._mine._replace(rounds=rounds, doing=doing, call=_cut(call, _TEXT)))
         return True
 
-    def _write(self, row: Row) -> None:
-        self._mine = row
-        self._rows.write(self._rank, _json(row))
+    def _write(self, status: Status) -> None:
+        self._mine = status
+        self._statuses.write(self._rank, _json(status))
 
     def _tell(self, rank: int) -> None:
-        self._rows.tell(rank)
+        self._statuses.tell(rank)
         if self._ring is not None:
             self._ring()
 
     def _look(self) -> None:
-        for rank in self._rows.written():
+        for rank in self._statuses.written():
             # Empty when another node's rank has told that it leaves before anything else.
-            row = Row(*json.loads(self._rows.read(rank) or "[]"))
-            self._seen[rank] = row
-            if row.failure:
-                self._failures[rank] = row
+            status = Status(*json.loads(self._statuses.read(rank) or "[]"))
+            self._seen[rank] = status
+            if status.failure:
+                self._failures[rank] = status
 
 
 class PartBoard(Board):
@@ -398,7 +406,7 @@ class PartBoard(Board):
         self._above.not_told(error)
 
     def joined(self) -> list[int]:
-        return []  # it is all ranks that join, and they are told in the world's rows
+        return []  # it is all ranks that join, and they are told in the world's statuses
 
     def knows(self, error: BaseException) -> bool:
         return self._above.knows(error)

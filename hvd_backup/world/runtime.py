@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hvd_backup import _core, errors
 from hvd_backup.config import Config
 from hvd_backup.phrases import ranks_have
-from hvd_backup.world import internode, joining, last_words, local_comm
+from hvd_backup.world import joining, last_words, local_comm, node_service
 from hvd_backup.world.board import Board, Hosts, PartBoard
 from hvd_backup.world.gate import Watch, pass_gate
-from hvd_backup.world.internode import Internode
+from hvd_backup.world.node_service import NodeService
 from hvd_backup.world.setting_up import AllRanks, SettingUp
 from hvd_backup.world.table import Operation, Table
 from hvd_backup.world.together import Together
-from hvd_backup.world.topology import Places
+from hvd_backup.world.topology import Topology
 from hvd_backup.world.wire import Channel
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Runtime:
         self.together = Together(self.comm, config.timeout, f"set-up of the world{where}")
         """What set-ups wait with."""
         try:
-            self._find_places(above)
+            self._find_topology(above)
         except errors.RoundTimeout:
             _core.exit_without_mpi(True)  # MPI_Finalize would wait for those that did not come
             raise
@@ -74,23 +74,23 @@ class Runtime:
             self._meet_nodes()
         except BaseException as error:
             self.leave(error)
-            if self.places.is_split and self.internode is None:
+            if self.topology.is_split and self.node_service is None:
                 self.together.fail(error)
             if above is None and not self.together.have_agreed_on(error):
                 _failed.append(self)
             raise
 
-    def _find_places(self, above: Runtime | None) -> None:
+    def _find_topology(self, above: Runtime | None) -> None:
         """The part of the set-up before there is a notice board."""
-        self.places = places = Places(self.together, self.config.node_size)
-        self.rank, self.size = places.rank, places.size
-        self.local_rank, self.local_size = places.local_rank, places.local_size
-        self.cross_rank, self.cross_size = places.cross_rank, places.cross_size
+        self.topology = topology = Topology(self.together, self.config.node_size)
+        self.rank, self.size = topology.rank, topology.size
+        self.local_rank, self.local_size = topology.local_rank, topology.local_size
+        self.cross_rank, self.cross_size = topology.cross_rank, topology.cross_size
         self._leavers: weakref.WeakSet[Leaver] = weakref.WeakSet()
         self.plans: dict[Any, Any] = {}
         self.attended: dict[int, Any] = {}
         """Exchanges, by number, in whose rounds this rank abstains after ``join()``."""
-        self.internode: Internode | None = None
+        self.node_service: NodeService | None = None
         self.exchanges = 0
         """Exchanges made so far."""
         self.one_at_a_time = threading.RLock()
@@ -99,7 +99,7 @@ class Runtime:
         self._contradicted = False
         self.rounds = 0
         """Rounds this rank has been through, all exchanges together."""
-        self._notes = places.shared_segment(Board.bytes(self.size))
+        self._notes = topology.shared_segment(Board.bytes(self.size))
         # As all ranks have one now, a life lock that is not held means a dead rank.
         self.board: Board = self.together.agree(lambda: self._make_board(above))
         watch = Watch(self.board, "set-up", self.config.timeout, 0, list)
@@ -108,17 +108,17 @@ class Runtime:
         self._watch(self.board.check)
 
     def _make_board(self, above: Runtime | None) -> Board:
-        places = self.places
-        hosts = Hosts(places.host_names, self.config.host_timeout)
-        of_board = (self._notes, self.size, self.rank, places.local_ranks, self._ring)
+        topology = self.topology
+        hosts = Hosts(topology.host_names, self.config.host_timeout)
+        of_board = (self._notes, self.size, self.rank, topology.local_ranks, self._ring)
         return PartBoard(above.board, *of_board, hosts) if above else Board(*of_board, hosts)
 
     def _meet_nodes(self) -> None:
-        places = self.places
-        if places.is_split:
-            self.internode = Internode(places, self.config, self._notes)
-        self.remote_reads = places.can_read_remote()
-        self.patience = places.choose_patience()
+        topology = self.topology
+        if topology.is_split:
+            self.node_service = NodeService(topology, self.config, self._notes)
+        self.remote_reads = topology.can_read_remote()
+        self.spin_limits = topology.choose_spin_limits()
 
     def check_process(self) -> None:
         """Raises Error in a forked child, which is no rank: what it did would end nowhere."""
@@ -175,8 +175,8 @@ class Runtime:
 
     def _ring(self) -> None:
         """The board has news for the other nodes."""
-        if self.internode is not None:
-            self.internode.doorbell.ring()
+        if self.node_service is not None:
+            self.node_service.doorbell.ring()
 
     def went_through(self, call: str) -> None:
         """This rank has been through one more round, of this collective."""
@@ -231,8 +231,8 @@ class Runtime:
         self.attended.clear()
         self.table.stop_observing()
         self.board.leave()
-        if self.internode is not None and self.internode.service is not None:
-            _services.append((self.internode.service, self.board))
+        if self.node_service is not None and self.node_service.service is not None:
+            _services.append((self.node_service.service, self.board))
 
     def _watch(self, look: Callable[[], None]) -> None:
         """Without MPI, waits behind a gate can look at the board, too."""
@@ -292,7 +292,7 @@ def init(comm: MPI.Intracomm | Sequence[int] | None = None) -> None:
     config = joining.agree_on_config(world)
     if joining.is_local(world):
         joining.check_one_node(config, world.size)
-    _services[:] = [one for one in _services if not internode.is_over(one[0])]
+    _services[:] = [one for one in _services if not node_service.is_over(one[0])]
     _pid = os.getpid()
     atexit.unregister(_leave_at_exit)
     atexit.register(_leave_at_exit)
@@ -336,7 +336,7 @@ def _leave_at_exit() -> None:
         _core.exit_without_mpi(True)
     while _services:
         service, board = _services.pop()
-        internode.close(service, failed=board.is_told())
+        node_service.close(service, failed=board.is_told())
 
 
 def _await_all(world: Runtime) -> list[int]:
@@ -347,12 +347,12 @@ def _await_all(world: Runtime) -> list[int]:
     # Who has been missing for a whole time-out does not come; others may compute for a while.
     # A time-out of never is for waits in which nothing has failed.
     most = min(world.config.timeout, Config.timeout)
-    hope = internode.AFTER_FAILURE_S if world.board.has_timed_out() else most
+    hope = node_service.AFTER_FAILURE_S if world.board.has_timed_out() else most
     deadline = time.monotonic() + hope
     while (missing := _still_in(world)) and time.monotonic() < deadline:
         # What carries the news between nodes may have died, too. One's own node's ranks are seen.
         dead = set(world.board.dead()).union(world.board.cut_off())
-        if dead and not set(missing).intersection(world.places.local_ranks) - dead:
+        if dead and not set(missing).intersection(world.topology.local_ranks) - dead:
             break
         time.sleep(0.01)
     return missing
@@ -361,8 +361,8 @@ def _await_all(world: Runtime) -> list[int]:
 def _still_in(world: Runtime) -> list[int]:
     """Ranks that have not left, as far as this process can be told of them."""
     missing = world.board.not_left()
-    if world.places.is_split and world.internode is None:  # its set-up has failed
-        return sorted(set(missing).intersection(world.places.local_ranks))
+    if world.topology.is_split and world.node_service is None:  # its set-up has failed
+        return sorted(set(missing).intersection(world.topology.local_ranks))
     return missing
 
 
@@ -410,5 +410,5 @@ def cross_size() -> int:
 
 def is_homogeneous() -> bool:
     """Whether all nodes have as many ranks."""
-    nodes = current().places.node_of
+    nodes = current().topology.node_of
     return len({nodes.count(node) for node in set(nodes)}) == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class AllRanks:
-    """All ranks, as the place of a table."""
+    """All ranks, as participants of a table."""
 
     def __init__(self, world: Any) -> None:
         self._world = weakref.proxy(world)  # which owns the table

@@ -101,7 +101,7 @@ class Operation:
         return result
 
 
-class Place(Protocol):
+class Participants(Protocol):
     """The ranks of a table, and how to wait for them."""
 
     def gate(
@@ -153,11 +153,13 @@ class Decision(NamedTuple):
 class Table:
     """The calls that one process has put down for one set of ranks."""
 
-    def __init__(self, place: Place, channel: wire.Channel, ranks: Sequence[int]) -> None:
+    def __init__(
+        self, participants: Participants, channel: wire.Channel, ranks: Sequence[int]
+    ) -> None:
         self.channel = channel
         self.ranks = list(ranks)
         """Of the world; position in the list is the rank in the set."""
-        self._place = place
+        self._participants = participants
         self._pending: dict[str, Operation] = {}
         self._unnamed = 0  # calls without a name, so far
         self._joined: set[int] = set()
@@ -189,7 +191,7 @@ class Table:
 
     def complete(self, operation: Operation, timeout: float | None = None) -> Any:
         """Wait until it is done, doing what else all have put down; its result."""
-        limit = self._place.limit(timeout)
+        limit = self._participants.limit(timeout)
         deadline = time.monotonic() + limit
         try:
             while not operation.done:
@@ -211,7 +213,7 @@ class Table:
             f"{operation.call}: not called by all ranks within {limit:g} s, while all wait for "
             "something; every rank must make the same calls; raise timeout= or HVD_BACKUP_TIMEOUT"
         )
-        self._place.give_up(error)
+        self._participants.give_up(error)
         raise error
 
     def look(self, operation: Operation) -> bool:
@@ -247,26 +249,26 @@ class Table:
 
     def _meet(self, awaited: Operation | None, timeout: float | None) -> None:
         meanwhile = self._absent.attend if self._absent is not None else None
-        self._place.gate(awaited.call if awaited else "poll()", timeout, meanwhile)
+        self._participants.gate(awaited.call if awaited else "poll()", timeout, meanwhile)
         try:
             self._act(awaited)
         except errors.Error:
             raise
         except BaseException as error:  # a signal handler's: the ranks' calls match no more
-            self._place.give_up(error)
+            self._participants.give_up(error)
             raise
 
     def _act(self, awaited: Operation | None) -> None:
         """All ranks are here: find out what all have put down, and do it."""
         mine = [op.entry(awaited=op is awaited) for op in self._pending.values()]
-        rounds = self._place.rounds()
+        rounds = self._participants.rounds()
         told = repr((rounds, [entry[:-1] for entry in mine])).encode()
         if wire.same_everywhere(self.channel, told):
-            self._place.leave_gate()
+            self._participants.leave_gate()
             self._do(Decision([entry.name for entry in mine], {}), {})
             return
         everybody: list[tuple[int, list[Entry]]] = self.channel.comm.allgather((rounds, mine))
-        self._place.leave_gate()
+        self._participants.leave_gate()
         decision = decide(everybody, self.ranks)
         if decision.stuck and awaited is not None:
             awaited.fail(decision.stuck)

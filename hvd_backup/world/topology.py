@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hvd_backup.world.together import Together
 
 
-class Places:
+class Topology:
     """This process's place in the world of `together`. All ranks make it together.
 
     A node is what shares memory; `node_size` splits it further, so that what goes on between nodes
@@ -74,14 +74,14 @@ class Places:
         able = all(_core.can_read_remote(pid, address) for pid, address in where)
         return all(self.together.allgather(able))
 
-    def choose_patience(self) -> tuple[int, int]:
-        """See ``patience()``. The ranks of a node ask together."""
+    def choose_spin_limits(self) -> tuple[int, int]:
+        """See ``spin_limits()``. The ranks of a node ask together."""
         cores: set[int] = set().union(*self.node.allgather(os.sched_getaffinity(0)))
         # Nodes that are parts of one host share its cores.
-        return patience(len(cores), self.host_size)
+        return spin_limits(len(cores), self.host_size)
 
 
-def patience(cores: int, ranks: int) -> tuple[int, int]:
+def spin_limits(cores: int, ranks: int) -> tuple[int, int]:
     """How often a waiting rank looks, and looks with sched_yield, before it sleeps.
 
     With a core of its own a rank may look for some microseconds; otherwise it would only keep the

@@ -41,7 +41,7 @@ class Typed(NamedTuple):
         return f"{self.dtype}{list(self.array.shape)}"
 
 
-class Reduction(NamedTuple):
+class ReduceOp(NamedTuple):
     """How arrays are combined: op(before * array), times after; an average is divided, too."""
 
     op: str = Average
@@ -85,7 +85,7 @@ def same_everywhere(channel: Channel, text: bytes) -> bool:
     return bool((most[:2] == ~most[2:]).all())  # the largest is the smallest
 
 
-def allreduce(channel: Channel, batch: Sequence[Typed], how: Reduction) -> list[Array]:
+def allreduce(channel: Channel, batch: Sequence[Typed], how: ReduceOp) -> list[Array]:
     """Combine over all ranks, fresh arrays; those of one dtype travel together."""
     if len(batch) == 1:
         return [_allreduce(channel, batch[0], how)]
@@ -102,7 +102,7 @@ def allreduce(channel: Channel, batch: Sequence[Typed], how: Reduction) -> list[
     return results
 
 
-def _allreduce(channel: Channel, part: Typed, how: Reduction) -> Array:
+def _allreduce(channel: Channel, part: Typed, how: ReduceOp) -> Array:
     flat = Typed(np.ascontiguousarray(part.array).reshape(-1), part.dtype)
     work = _prescaled(flat, how.before)
     result = np.empty_like(work)
@@ -113,7 +113,7 @@ def _allreduce(channel: Channel, part: Typed, how: Reduction) -> Array:
     return total.reshape(part.array.shape)
 
 
-def reducescatter(channel: Channel, part: Typed, how: Reduction) -> Array:
+def reducescatter(channel: Channel, part: Typed, how: ReduceOp) -> Array:
     """This rank's rows of the combined array: as equal shares as can be, the first ones larger.
 
     Added in ascending order of rank, in float32 or wider.
@@ -307,7 +307,7 @@ def _scaled(array: Array, factor: float) -> Array:
     return scaled
 
 
-def _finished(total: Array, dtype: str, how: Reduction, size: int) -> Array:
+def _finished(total: Array, dtype: str, how: ReduceOp, size: int) -> Array:
     """The combined array as it is given back."""
     if how.op == Average:
         if total.dtype.kind in "iu":

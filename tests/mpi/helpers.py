@@ -13,7 +13,7 @@ from hvd_backup.world import runtime
 hb.init()
 
 RANK, SIZE = hb.rank(), hb.size()
-NODE_OF = runtime.current().places.node_of
+NODE_OF = runtime.current().topology.node_of
 EVERY_B = range(SIZE)
 SUM_TYPE = {"float16": np.float32, "float32": np.float32, "float64": np.float64}
 

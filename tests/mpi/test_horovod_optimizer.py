@@ -169,7 +169,7 @@ def test_a_parameter_that_one_rank_does_not_use_gets_the_mean_with_a_zero(hvd):
 
 
 @pytest.mark.parametrize("as_dense", [True, False])
-def test_rows_of_an_embedding_are_averaged_over_all_ranks(hvd, as_dense):
+def test_status_board_of_an_embedding_are_averaged_over_all_ranks(hvd, as_dense):
     table = nn.Embedding(8, 3, sparse=True)
     nn.init.zeros_(table.weight)
     optimizer = distribute(hvd, [table.weight], sparse_as_dense=as_dense)

@@ -37,7 +37,7 @@ def test_every_collective_gives_in_pieces_what_it_gives_in_one(dtype):
     assert_same_bits(hb.allgather(rows[RANK]), np.concatenate(rows))
 
 
-def test_rows_go_to_every_rank_in_pieces_by_splits():
+def test_status_board_go_to_every_rank_in_pieces_by_splits():
     def splits(rank):
         return [(rank + 2 * to) % 4 for to in range(SIZE)]
 

@@ -11,7 +11,7 @@ import hvd_backup.torch as hvd
 from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.torch import staging
 from hvd_backup.torch.compression import Compression
-from hvd_backup.torch.forms import Form, Ways
+from hvd_backup.torch.encoding import Encoding, GradientSpec
 from hvd_backup.torch.means import Means
 from hvd_backup.torch.on_host import OnHost
 from hvd_backup.torch.staged import Staged
@@ -77,12 +77,12 @@ def test_that_memory_is_not_pinned_is_said_once_with_the_reason(staged, caplog):
 def test_some_parameters_can_be_staged_and_others_be_in_place():
     params = [torch.full((n,), 1.0, requires_grad=True) for n in (3, 17, 0, 5, 40)]
     names = [f"p{i}" for i in range(len(params))]
-    kind = Ways(Compression.none, sparse_as_dense=False, sparse_mean="contributors")
+    kind = Encoding(Compression.none, sparse_as_dense=False, sparse_mean="contributors")
     layout, contexts = kind.plan(params, names)
     with runtime.current().failing_together():
         exchange = Exchange(layout.flats, name="mixed", signature=layout.signature)
     forms = [
-        Form(name, slot, ctx, kind)
+        GradientSpec(name, slot, ctx, kind)
         for name, slot, ctx in zip(names, layout.gradients(exchange.slots), contexts, strict=True)
     ]
     means = Means(params, forms)

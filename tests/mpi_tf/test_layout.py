@@ -6,11 +6,15 @@ import tensorflow as tf
 from mpi_tf import models  # noqa: F401, sets TensorFlow up
 
 from hvd_backup import Mismatch
-from hvd_backup.tensorflow.layout import Form, Layout, Memory, agree, is_table
+from hvd_backup.tensorflow.layout import GradientSpec, Layout, Memory, agree, is_table
 
 pytestmark = pytest.mark.mpi
 
-DENSE, SPARSE, SCALAR = Form("float32", (3, 5)), Form("float32", (4, 2), True), Form("float16", ())
+DENSE, SPARSE, SCALAR = (
+    GradientSpec("float32", (3, 5)),
+    GradientSpec("float32", (4, 2), True),
+    GradientSpec("float16", ()),
+)
 NAMES = ["kernel", "table", "gain"]
 
 
@@ -25,7 +29,7 @@ def test_a_variable_is_a_table_if_at_first_its_gradients_were_sparse_and_none_wa
 
 def test_ranks_with_other_gradients_are_told_which():
     words = r"variable 1, table: rank 0: float16\[4, 2\], rank 1: float32\[4, 2\], rank 2: none"
-    forms = [[DENSE, Form(dtype, (4, 2)), SCALAR] for dtype in ("float16", "float32")]
+    forms = [[DENSE, GradientSpec(dtype, (4, 2)), SCALAR] for dtype in ("float16", "float32")]
     with pytest.raises(Mismatch, match=words):
         agree(NAMES, [*forms, [DENSE, None, SCALAR]])
     agree(NAMES, [forms[0], forms[0]])

@@ -150,7 +150,7 @@ def test_local_optimizers_of_a_models_own_are_the_roots_after_the_first_batch():
 
 
 class Copies:
-    """Ways to make a callback of a callback."""
+    """Encoding to make a callback of a callback."""
 
     deep = staticmethod(copy.deepcopy)
 

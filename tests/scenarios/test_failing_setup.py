@@ -9,7 +9,7 @@ from scenarios.told import PROGRAMS, told
 pytestmark = pytest.mark.timed
 
 EVERYWHERE = [
-    *("segment of the board", "board", "reads", "patience"),
+    *("segment of the board", "board", "reads", "spin_limits"),
     *("arena", "segment of an arena", "collective"),
 ]
 BETWEEN_NODES = ["doorbell", "data", "service", "serve"]
@@ -60,6 +60,6 @@ def test_a_failing_set_up_of_rank_0_is_raised_by_all(tmp_path, point):
     fail(tmp_path, 4, 0, point, "memory", env={"HVD_BACKUP_NODE_SIZE": "2"})
 
 
-@pytest.mark.parametrize("point", ["segment of the board", "patience", "arena"])
+@pytest.mark.parametrize("point", ["segment of the board", "spin_limits", "arena"])
 def test_without_mpi_a_failing_set_up_is_raised_by_all(tmp_path, point):
     fail(tmp_path, 3, 1, point, "memory", no_mpi=True)

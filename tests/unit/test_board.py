@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from hvd_backup._core import Rows, Segment
+from hvd_backup._core import Segment, StatusBoard
 from hvd_backup.errors import Error, Mismatch, PeerFailed, RoundTimeout
 from hvd_backup.world.board import TELL_AFTER_S, TELL_SETUP_AFTER_S, Board
 
@@ -30,7 +30,7 @@ class Nodes:
         self.rings = 0
         world = sum(map(len, ranks))
         segments = [Segment.create(Board.bytes(world)) for _ in ranks]
-        self.rows = [Rows(segment, world) for segment in segments]
+        self.statuses = [StatusBoard(segment, world) for segment in segments]
         nodes = range(len(ranks))
         self.wires = {(a, b): deque() for a in nodes for b in nodes if a != b}
         self.boards = [None] * world
@@ -43,23 +43,23 @@ class Nodes:
 
     def send(self):
         """What every node's service does when it is rung for."""
-        for node, rows in enumerate(self.rows):
-            for row in range(len(self.boards)):
-                if rows.take_untold(row):
-                    flags = (row in rows.left(), row in rows.dead())
+        for node, statuses in enumerate(self.statuses):
+            for rank in range(len(self.boards)):
+                if statuses.take_untold(rank):
+                    flags = (rank in statuses.left(), rank in statuses.dead())
                     for (sender, _), wire in self.wires.items():
                         if sender == node:
-                            wire.append((row, *flags, rows.read(row)))
+                            wire.append((rank, *flags, statuses.read(rank)))
 
     def receive(self, wire):
         """The oldest message of a wire."""
-        row, left, dead, payload = self.wires[wire].popleft()
-        rows = self.rows[wire[1]]
-        rows.write(row, payload)
+        rank, left, dead, payload = self.wires[wire].popleft()
+        statuses = self.statuses[wire[1]]
+        statuses.write(rank, payload)
         if left:
-            rows.set_left(row)
+            statuses.set_left(rank)
         if dead:
-            rows.set_dead(row)
+            statuses.set_dead(rank)
 
     def pass_on(self):
         """All that was told arrives."""
@@ -324,21 +324,21 @@ def test_a_healthy_training_tells_nothing(nodes):
 def test_a_row_is_not_written_again_while_nothing_changes():
     segment = Segment.create(Board.bytes(2))
     board = Board(segment, 2, 0, [0])
-    rows = Rows(segment, 2)
+    statuses = StatusBoard(segment, 2)
     board.check_same_call("round", 1)
-    assert rows.written() == [0]
+    assert statuses.written() == [0]
     for _ in range(3):
         board.check_same_call("round", 1)
-    assert rows.written() == []
+    assert statuses.written() == []
     board.check_same_call("round", 2)
-    assert rows.written() == [0]
+    assert statuses.written() == [0]
 
 
 def test_a_rank_of_another_node_is_dead_when_it_is_flagged_and_has_not_left():
     nodes = Nodes([0], [1], [2])
-    nodes.rows[0].set_dead(2)
+    nodes.statuses[0].set_dead(2)
     assert nodes.boards[0].dead() == [2]
-    nodes.rows[0].set_left(2)
+    nodes.statuses[0].set_left(2)
     assert nodes.boards[0].dead() == []
 
 
@@ -354,8 +354,8 @@ def test_a_killed_rank_is_told_to_the_other_nodes_once():
     os.waitpid(child, 0)
     for _ in range(3):
         assert board.dead() == [2]
-    rows = Rows(segment, 4)
-    assert (rows.dead(), len(rings), rows.take_untold(2)) == ([2], 1, True)
+    statuses = StatusBoard(segment, 4)
+    assert (statuses.dead(), len(rings), statuses.take_untold(2)) == ([2], 1, True)
 
 
 def test_a_rank_that_has_left_before_it_ended_is_not_dead():
@@ -436,7 +436,7 @@ class World:
     """Ranks that run programs (a list of calls each) in a random order, as the engine lets them.
 
     A call is "set-up" or the name of a collective. A round ends with `quorum` arrivals; who comes
-    later goes through it, too. Between the nodes the boards' rows are late at random.
+    later goes through it, too. Between the nodes the boards' statuses are late at random.
     """
 
     def __init__(self, programs, quorum, seed):

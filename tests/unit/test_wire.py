@@ -8,7 +8,7 @@ import torch
 
 from hvd_backup.collectives.operations import splits_of
 from hvd_backup.world import wire
-from hvd_backup.world.wire import Average, Channel, Reduction, Sum, Typed
+from hvd_backup.world.wire import Average, Channel, ReduceOp, Sum, Typed
 
 
 def channel(size=1):
@@ -28,14 +28,14 @@ def reduced(array, how, size=1, dtype=None):
 
 def test_an_average_of_integers_is_cut_off():
     array = np.array([5, -5, 2], np.int32)
-    assert reduced(array, Reduction(Average), size=3).tolist() == [5, -5, 2]
-    assert reduced(array, Reduction(Average, after=0.5), size=3).tolist() == [2, -2, 1]
-    assert reduced(array, Reduction(Sum, before=0.5), size=2).tolist() == [4, -4, 2]
+    assert reduced(array, ReduceOp(Average), size=3).tolist() == [5, -5, 2]
+    assert reduced(array, ReduceOp(Average, after=0.5), size=3).tolist() == [2, -2, 1]
+    assert reduced(array, ReduceOp(Sum, before=0.5), size=2).tolist() == [4, -4, 2]
 
 
 @pytest.mark.parametrize("size", range(1, 60))
 def test_an_average_of_equal_integers_is_exact_for_every_number_of_ranks(size):
-    assert reduced(np.array([1, 7]), Reduction(Average), size=size).tolist() == [1, 7]
+    assert reduced(np.array([1, 7]), ReduceOp(Average), size=size).tolist() == [1, 7]
 
 
 def test_bfloat16_is_rounded_as_torch_rounds():
@@ -43,11 +43,11 @@ def test_bfloat16_is_rounded_as_torch_rounds():
     values = torch.cat([values, torch.tensor([0.0, -0.0, float("inf"), -float("inf"), 3e38])])
     bits = values.bfloat16().view(torch.int16).numpy().view(np.uint16)
     for after in (1.0, 1 / 3, 1.7):
-        got = reduced(bits, Reduction(Sum, after=after), dtype="bfloat16")
+        got = reduced(bits, ReduceOp(Sum, after=after), dtype="bfloat16")
         expected = (values.bfloat16().float() * np.float32(after)).bfloat16()
         assert np.array_equal(got, expected.view(torch.int16).numpy().view(np.uint16))
     nan = torch.tensor([float("nan")]).bfloat16().view(torch.int16).numpy().view(np.uint16)
-    got = torch.from_numpy(reduced(nan, Reduction(Sum), dtype="bfloat16").view(np.int16))
+    got = torch.from_numpy(reduced(nan, ReduceOp(Sum), dtype="bfloat16").view(np.int16))
     assert got.view(torch.bfloat16).isnan().all()
 
 
@@ -55,17 +55,17 @@ def test_halves_are_scaled_in_float32_and_rounded_before_they_are_added():
     values = np.random.default_rng(0).uniform(-100, 100, 1000).astype(np.float16)
     factor = np.float32(0.1915)
     scaled = (values.astype(np.float32) * factor).astype(np.float16)
-    got = reduced(values, Reduction(Sum, before=float(factor)), size=3)
+    got = reduced(values, ReduceOp(Sum, before=float(factor)), size=3)
     assert np.array_equal(got, (3 * scaled.astype(np.float32)).astype(np.float16))
     assert not np.array_equal(scaled, values * np.float16(factor))
-    got = reduced(values, Reduction(Sum, after=float(factor)), size=3)
+    got = reduced(values, ReduceOp(Sum, after=float(factor)), size=3)
     assert np.array_equal(got, (3 * values.astype(np.float32) * factor).astype(np.float16))
 
 
 def test_arrays_of_a_group_come_back_in_their_places_shapes_and_dtypes():
     batch = [np.ones((2, 3), np.float32), np.array(4), np.zeros((0, 2), np.float32), np.ones(2)]
     results = wire.allreduce(
-        channel(2), [Typed(a, a.dtype.name) for a in batch], Reduction(Sum, 2.0, 0.5)
+        channel(2), [Typed(a, a.dtype.name) for a in batch], ReduceOp(Sum, 2.0, 0.5)
     )
     for result, array in zip(results, batch, strict=True):
         assert result.dtype == array.dtype

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "device/places.hpp"
+#include "device/packed_runs.hpp"
 #include "lazy_cuda.hpp"
 
 namespace hvd_backup::lazy {

@@ -9,10 +9,10 @@
 
 #include "../check.hpp"
 #include "device/mapped_staging.hpp"
-#include "round/collective.hpp"
 #include "lazy_cuda.hpp"
 #include "lazy_model.hpp"
 #include "memory/segment.hpp"
+#include "round/collective.hpp"
 
 using namespace hvd_backup;
 using lazy::kAll;

@@ -11,9 +11,9 @@ import tensorflow as tf
 from hvd_backup.collectives.group import Group
 from hvd_backup.tensorflow import arguments
 from hvd_backup.tensorflow.compression import Compression
+from hvd_backup.tensorflow.gradient_reducer import Encoding
 from hvd_backup.tensorflow.keras.attempt import Attempt
 from hvd_backup.tensorflow.keras.steps import Steps
-from hvd_backup.tensorflow.reduction import Wrapping
 from hvd_backup.tensorflow.rounds import Options
 from hvd_backup.world.wire import Average
 
@@ -94,7 +94,7 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
     steps = Steps(
         name or f"Distributed{type(optimizer).__name__}",
         options,
-        Wrapping(compression or Compression.none, sparse_as_dense, scale_local_gradients),
+        Encoding(compression or Compression.none, sparse_as_dense, scale_local_gradients),
         group,
         passes=backward_passes_per_step,
         average_passes=average_aggregated_gradients,

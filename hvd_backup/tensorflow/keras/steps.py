@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from hvd_backup.collectives.group import Group
 from hvd_backup.rounds.reports import Round, Stats
+from hvd_backup.tensorflow.gradient_reducer import Encoding, GradientReducer, Outcome, divided
 from hvd_backup.tensorflow.identity import name_of
 from hvd_backup.tensorflow.keras.attempt import Attempt
 from hvd_backup.tensorflow.keras.presence import apply_present, variable_of
 from hvd_backup.tensorflow.ops import host_call
-from hvd_backup.tensorflow.reduction import Outcome, Reduction, Wrapping, divided
 from hvd_backup.tensorflow.rounds import Options
 
 Apply = Callable[[Sequence[Any], Sequence[Any]], Any]
@@ -32,24 +32,24 @@ class Steps:
         self,
         name: str,
         options: Options,
-        wrapping: Wrapping,
+        encoding: Encoding,
         group: Group,
         *,
         passes: int,
         average_passes: bool,
     ) -> None:
-        self._name, self._options, self._wrapping = name, options, wrapping
+        self._name, self._options, self._encoding = name, options, encoding
         self._group = group
         self._steps_outside = 0  # of the process set, made eagerly
         self._passes, self._average_passes = passes, average_passes
         # One for each choice of local variables; there is only one.
-        self._reductions: dict[tuple[int, ...], Reduction] = {}
+        self._reducers: dict[tuple[int, ...], GradientReducer] = {}
         self._local: dict[int, Any] = {}
         self._sums: list[Any] = []
         self._summed: Any = None
         self._passes_made: Any = None
         self._stats = Stats()
-        self._last: Reduction | None = None
+        self._last: GradientReducer | None = None
         self.weight = 1.0
 
     def apply(
@@ -68,9 +68,9 @@ class Steps:
         self._check_can_leave("skip()")
         if not self._group.included:
             return None  # a graph has it, and never comes to it: all steps are on time
-        reduction = self._reduction(optimizer)
-        outcome = reduction.skip(needed=not self._local)
-        self._last = reduction
+        reducer = self._reducer(optimizer)
+        outcome = reducer.skip(needed=not self._local)
+        self._last = reducer
         nothing = Mine([None] * len(_variables_of(optimizer)), set())
         return self._apply(optimizer, nothing, outcome, apply)
 
@@ -107,8 +107,8 @@ class Steps:
 
     def close(self) -> None:
         """Nobody waits for this rank any more."""
-        for reduction in self._reductions.values():
-            reduction.rounds.close()
+        for reducer in self._reducers.values():
+            reducer.rounds.close()
 
     def register_local_var(self, var: Any) -> None:
         """Leave this variable's gradient out of the exchange."""
@@ -117,13 +117,13 @@ class Steps:
     # The exchange
 
     def _step(self, optimizer: Any, mine: Mine, there: Any, apply: Apply) -> Any:
-        """One round, and what it gives applied; `there` as in ``Reduction.exchange``."""
+        """One round, and what it gives applied; `there` as in ``GradientReducer.exchange``."""
         if not self._group.included:
             return self._step_alone(optimizer, mine, there, apply)
-        reduction = self._reduction(optimizer)
+        reducer = self._reducer(optimizer)
         unscaled = self._unscaled(optimizer, [mine.gradients[i] for i in self._shared(optimizer)])
-        outcome = reduction.exchange(
-            unscaled, lambda: self._weight(reduction), there, needed=not self._local
+        outcome = reducer.exchange(
+            unscaled, lambda: self._weight(reducer), there, needed=not self._local
         )
         return self._apply(optimizer, mine, outcome, apply)
 
@@ -172,35 +172,35 @@ class Steps:
 
     def _of_this_rank(self, gradient: Any) -> Any:
         """A local variable's gradient."""
-        return divided(gradient, self._group.size) if self._wrapping.scale_local else gradient
+        return divided(gradient, self._group.size) if self._encoding.scale_local else gradient
 
     def _shared(self, optimizer: Any) -> list[int]:
         """The places of the variables that are exchanged."""
         variables = _variables_of(optimizer)
         return [i for i, v in enumerate(variables) if id(variable_of(v)) not in self._local]
 
-    def _reduction(self, optimizer: Any) -> Reduction:
+    def _reducer(self, optimizer: Any) -> GradientReducer:
         if not optimizer.built:
             return self._new_reduction([])
         shared = self._shared(optimizer)
         key = tuple(shared)
-        if key not in self._reductions:
+        if key not in self._reducers:
             variables = _variables_of(optimizer)
-            self._reductions[key] = self._new_reduction([variables[i] for i in shared])
-        return self._reductions[key]
+            self._reducers[key] = self._new_reduction([variables[i] for i in shared])
+        return self._reducers[key]
 
-    def _new_reduction(self, variables: list[Any]) -> Reduction:
-        reduction = Reduction(self._name, variables, self._options, self._wrapping, self._group)
-        reduction.rounds.stats = self._stats
-        return reduction
+    def _new_reduction(self, variables: list[Any]) -> GradientReducer:
+        reducer = GradientReducer(self._name, variables, self._options, self._encoding, self._group)
+        reducer.rounds.stats = self._stats
+        return reducer
 
-    def _weight(self, reduction: Reduction) -> float:
+    def _weight(self, reducer: GradientReducer) -> float:
         """Called when a gradient is about to be contributed."""
-        self._last = reduction
+        self._last = reducer
         return self.weight
 
     def _overtaken(self) -> bool:
-        latest = next(reversed(self._reductions.values()), None)
+        latest = next(reversed(self._reducers.values()), None)
         return latest is not None and latest.rounds.overtaken()
 
     def _check_can_leave(self, call: str) -> None:
@@ -267,7 +267,7 @@ class Steps:
                 self._summed = tf.Variable(tf.zeros([len(gradients)], tf.bool), trainable=False)
                 self._passes_made = tf.Variable(0, trainable=False, name="hvd_backup_passes")
         for total, gradient in zip(self._sums, gradients, strict=True):
-            if isinstance(gradient, tf.IndexedSlices) and not self._wrapping.sparse_as_dense:
+            if isinstance(gradient, tf.IndexedSlices) and not self._encoding.sparse_as_dense:
                 raise ValueError(
                     "IndexedSlices are not supported when `backward_passes_per_step` > 1 and "
                     "`sparse_as_dense` is False."

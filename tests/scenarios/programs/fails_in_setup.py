@@ -28,14 +28,14 @@ ERRORS = {
 POINTS = {
     "segment of the board": (_core.Segment, "create" if WHO % 2 == 0 else "open", 1),
     "board": (board.Board, "__init__", 1),
-    "doorbell": (internode.Internode, "__init__", 1),
-    "data": (internode.Internode, "_data_transport", 1),
+    "doorbell": (internode.NodeService, "__init__", 1),
+    "data": (internode.NodeService, "_data_transport", 1),
     "service": (_core, "NodeService", 1),
-    "reads": (places.Places, "can_read_remote", 1),
-    "patience": (places.Places, "choose_patience", 1),
+    "reads": (places.Topology, "can_read_remote", 1),
+    "spin_limits": (places.Topology, "choose_spin_limits", 1),
     "arena": (exchange.Exchange, "_place", 1),
-    "segment of an arena": (places.Places, "shared_segment", 3),
-    "serve": (internode.Internode, "serve", 1),
+    "segment of an arena": (places.Topology, "shared_segment", 3),
+    "serve": (internode.NodeService, "serve", 1),
     "collective": (_core, "Collective", 1),
 }
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from hvd_backup.config import Config
+from hvd_backup.config import Config, log_level
 from hvd_backup.horovod import environment as horovod_env
 
 
@@ -73,8 +73,8 @@ def test_one_warning_names_them_all(caplog):
 
 
 def test_log_levels_are_horovods():
-    assert horovod_env.log_level({}) is None
-    assert horovod_env.log_level({"HOROVOD_LOG_LEVEL": "WARNING"}) == logging.WARNING
-    assert horovod_env.log_level({"HOROVOD_LOG_LEVEL": "trace"}) == logging.DEBUG
+    assert log_level({}) is None
+    assert log_level({"HOROVOD_LOG_LEVEL": "WARNING"}) == logging.WARNING
+    assert log_level({"HOROVOD_LOG_LEVEL": "trace"}) == logging.DEBUG
     with pytest.raises(ValueError, match="HOROVOD_LOG_LEVEL='loud': use one of trace, debug"):
-        horovod_env.log_level({"HOROVOD_LOG_LEVEL": "loud"})
+        log_level({"HOROVOD_LOG_LEVEL": "loud"})

@@ -18,7 +18,7 @@ struct Run {
 };
 
 /// A run, ready to be packed and unpacked.
-struct Place {
+struct PackedRun {
   PackPlan plan;
   std::size_t offset;
   std::size_t bytes;  ///< from the first slice to the end of the last
@@ -26,12 +26,12 @@ struct Place {
 };
 
 /// In the order of the runs. Throws InvalidArgument if one does not fit `bytes`.
-std::vector<Place> places_of(const std::vector<Run>& runs, std::size_t bytes, int device);
+std::vector<PackedRun> packed_runs(const std::vector<Run>& runs, std::size_t bytes, int device);
 
 /// Tensors of all of them together.
-std::size_t tensor_count(const std::vector<Place>& places);
+std::size_t tensor_count(const std::vector<PackedRun>& runs);
 
 /// Throws InvalidArgument unless that many were given.
-void require_tensors(const std::vector<Place>& places, std::size_t given);
+void require_tensors(const std::vector<PackedRun>& runs, std::size_t given);
 
 }  // namespace hvd_backup

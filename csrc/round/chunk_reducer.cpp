@@ -1,4 +1,4 @@
-#include "round/reduction.hpp"
+#include "round/chunk_reducer.hpp"
 
 #include <algorithm>
 #include <string>
@@ -66,14 +66,14 @@ bool publish_buffer(std::atomic<std::uint64_t>& word, RoundNumber number, int bu
   return word.compare_exchange_strong(seen, mine, std::memory_order_acq_rel);
 }
 
-Reduction::Reduction(const Arena& arena, const Options& options, const Clock& clock, int rank)
+ChunkReducer::ChunkReducer(const Arena& arena, const Options& options, const Clock& clock, int rank)
     : arena_(arena),
       options_(options),
       clock_(clock),
       rank_(rank),
       stream_(arena.contribution_bytes() >= kStreamFrom) {}
 
-void Reduction::begin(RoundNumber number, const std::vector<int>& contributors, bool first) {
+void ChunkReducer::begin(RoundNumber number, const std::vector<int>& contributors, bool first) {
   number_ = number;
   first_ = first;
   double total = 0;
@@ -107,7 +107,7 @@ void Reduction::begin(RoundNumber number, const std::vector<int>& contributors, 
   divisor_ = options_.sum ? 1 : total;
 }
 
-bool Reduction::help() {
+bool ChunkReducer::help() {
   if (published() >= 0) return true;
   Attempt now = attempt();
   if (now.buffer < 0 && (first_ || clock_.now() - begun_at_ > kPrecedence)) now = start_attempt(0);
@@ -128,20 +128,20 @@ bool Reduction::help() {
   return false;
 }
 
-Nanoseconds Reduction::wake_at() const {
+Nanoseconds ChunkReducer::wake_at() const {
   const Nanoseconds at = begun_at_ + kPrecedence;
   // Later, what is missing is a free buffer, and that is no reason to look all the time.
   return attempt().buffer < 0 && clock_.now() < at ? at : 0;
 }
 
-std::atomic<std::uint64_t>& Reduction::goal() const {
+std::atomic<std::uint64_t>& ChunkReducer::goal() const {
   RoundControl& round = arena_.round(number_);
   return arena_.is_part() ? round.summed : round.published;
 }
 
-int Reduction::published() const { return published_buffer(goal(), number_); }
+int ChunkReducer::published() const { return published_buffer(goal(), number_); }
 
-const std::byte* Reduction::only_contribution() const {
+const std::byte* ChunkReducer::only_contribution() const {
   if (!arena_.is_part() || contributors_.size() != 1 || any_remote_) return nullptr;
   const Operand& only = contributors_.front().operand;
   for (const Flat& flat : arena_.spec().flats) {
@@ -150,16 +150,16 @@ const std::byte* Reduction::only_contribution() const {
   return only.weight == 1 ? only.data : nullptr;
 }
 
-int Reduction::current() const { return attempt().buffer; }
+int ChunkReducer::current() const { return attempt().buffer; }
 
-Reduction::Attempt Reduction::attempt() const {
+ChunkReducer::Attempt ChunkReducer::attempt() const {
   const std::uint64_t word = arena_.round(number_).attempt.load(std::memory_order_acquire);
   if (word >> kRoundShift != stamp()) return {};
   return {static_cast<unsigned>(word >> kAttemptShift & kAttemptMask),
           static_cast<int>(word & kBufferMask)};
 }
 
-Reduction::Attempt Reduction::start_attempt(unsigned count) {
+ChunkReducer::Attempt ChunkReducer::start_attempt(unsigned count) {
   if (count > kAttemptMask) return attempt();
   std::atomic<std::uint64_t>& word = arena_.round(number_).attempt;
   std::uint64_t seen = word.load(std::memory_order_acquire);
@@ -178,7 +178,7 @@ Reduction::Attempt Reduction::start_attempt(unsigned count) {
   return attempt();
 }
 
-void Reduction::take_chunks(int buffer) {
+void ChunkReducer::take_chunks(int buffer) {
   ResultControl& control = arena_.result_control(buffer);
   const std::vector<Chunk>& chunks = arena_.chunks();
   const auto owed = std::exchange(owed_, std::nullopt);
@@ -190,7 +190,7 @@ void Reduction::take_chunks(int buffer) {
 }
 
 // False if it cannot be done now.
-bool Reduction::take_chunk(std::size_t i, int buffer) {
+bool ChunkReducer::take_chunk(std::size_t i, int buffer) {
   if (!reduce(arena_.chunks()[i], buffer)) {
     if (any_remote_) owed_ = {i, buffer};
     return false;
@@ -203,14 +203,14 @@ bool Reduction::take_chunk(std::size_t i, int buffer) {
 }
 
 // False if the chunk cannot be done: not yet, or it need not be any more.
-bool Reduction::reduce(const Chunk& chunk, int buffer) {
+bool ChunkReducer::reduce(const Chunk& chunk, int buffer) {
   if (chunk.flat < arena_.spec().device_flats) return reduce_on_device(chunk, buffer);
   if (any_remote_) return reduce_remote(chunk, arena_.result(buffer));
   reduce_in_place(chunk, arena_.result(buffer));
   return true;
 }
 
-bool Reduction::reduce_on_device(const Chunk& chunk, int buffer) {
+bool ChunkReducer::reduce_on_device(const Chunk& chunk, int buffer) {
   const Adding adding(arena_.member(rank_));
   const auto left = [this](int rank) { return arena_.member(rank).left.load() != 0; };
   std::vector<MappedArena::Share> shares;
@@ -229,7 +229,7 @@ bool Reduction::reduce_on_device(const Chunk& chunk, int buffer) {
   return true;
 }
 
-void Reduction::reduce_in_place(const Chunk& chunk, std::byte* result) {
+void ChunkReducer::reduce_in_place(const Chunk& chunk, std::byte* result) {
   for (std::size_t k = 0; k < contributors_.size(); ++k) {
     operands_[k].data = contributors_[k].operand.data + chunk.offset;
   }
@@ -237,7 +237,8 @@ void Reduction::reduce_in_place(const Chunk& chunk, std::byte* result) {
 }
 
 // Elements [first, first + count) of the chunk, from operands_.
-void Reduction::add(const Chunk& chunk, std::size_t first, std::size_t count, std::byte* result) {
+void ChunkReducer::add(const Chunk& chunk, std::size_t first, std::size_t count,
+                       std::byte* result) {
   const DType dtype = arena_.spec().flats[chunk.flat].dtype;
   const bool part = arena_.is_part();
   const std::size_t element = size_of(part ? sum_type(dtype) : dtype);
@@ -252,7 +253,7 @@ void Reduction::add(const Chunk& chunk, std::size_t first, std::size_t count, st
 }
 
 // False if the kernel does not let this rank read a contribution.
-bool Reduction::reduce_remote(const Chunk& chunk, std::byte* result) {
+bool ChunkReducer::reduce_remote(const Chunk& chunk, std::byte* result) {
   const DType dtype = arena_.spec().flats[chunk.flat].dtype;
   const std::size_t end = chunk.offset + chunk.count * size_of(dtype);
   const std::size_t piece = std::max(kScratchBytes / contributors_.size(), kLeastPiece) / 64 * 64;
@@ -276,7 +277,7 @@ bool Reduction::reduce_remote(const Chunk& chunk, std::byte* result) {
 }
 
 // What this rank may not read, it gets from the slots: in this round, and all that follow.
-void Reduction::ask_for_staging() {
+void ChunkReducer::ask_for_staging() {
   for (const int rank : arena_.ranks()) {
     arena_.member(rank).stages.store(1, std::memory_order_release);
   }
@@ -284,7 +285,7 @@ void Reduction::ask_for_staging() {
 }
 
 // Reads all contributions from the slots, if they are there by now.
-void Reduction::read_from_slots() {
+void ChunkReducer::read_from_slots() {
   for (const Contributor& one : contributors_) {
     if (arena_.entry(number_, one.rank).address.load(std::memory_order_acquire) != 0) return;
   }
@@ -295,8 +296,8 @@ void Reduction::read_from_slots() {
   any_remote_ = false;
 }
 
-bool Reduction::read(const Contributor& from, std::size_t at, std::byte* to,
-                     std::size_t bytes) const {
+bool ChunkReducer::read(const Contributor& from, std::size_t at, std::byte* to,
+                        std::size_t bytes) const {
   try {
     return read_remote(from.pid, from.address + at, to, bytes);
   } catch (const SystemError& error) {
@@ -306,13 +307,13 @@ bool Reduction::read(const Contributor& from, std::size_t at, std::byte* to,
   }
 }
 
-bool Reduction::finished(int buffer) const {
+bool ChunkReducer::finished(int buffer) const {
   const std::uint64_t done =
       arena_.result_control(buffer).chunks_done.load(std::memory_order_acquire);
   return done == arena_.chunks().size();
 }
 
-bool Reduction::is_stalled(int buffer) {
+bool ChunkReducer::is_stalled(int buffer) {
   const std::uint64_t done =
       arena_.result_control(buffer).chunks_done.load(std::memory_order_relaxed);
   const Nanoseconds now = clock_.now();

@@ -15,7 +15,7 @@ from hvd_backup.torch.layout import GradientLayout
 
 
 @dataclass(frozen=True)
-class Ways:
+class Encoding:
     """How gradients travel. All ranks have the same."""
 
     compression: Compresses
@@ -44,22 +44,22 @@ class Ways:
 class Form:
     """One parameter's: the tensor that travels, to `slot`, and the gradient it came from."""
 
-    def __init__(self, name: str, slot: torch.Tensor, ctx: Any, ways: Ways) -> None:
+    def __init__(self, name: str, slot: torch.Tensor, ctx: Any, encoding: Encoding) -> None:
         self.slot = slot
-        self.as_it_is = ways.compression is NoneCompressor
+        self.as_it_is = encoding.compression is NoneCompressor
         """Whether what travels is the gradient itself."""
         self._name = name
         self._ctx = ctx
-        self._ways = ways
+        self._encoding = encoding
 
     def compressed(self, grad: torch.Tensor) -> torch.Tensor:
         """Of a dense gradient. Raises TypeError for what would not fit the slot."""
         if self.as_it_is:
             return grad
-        sent, self._ctx = self._ways.compression.compress(grad)
+        sent, self._ctx = self._encoding.compression.compress(grad)
         if sent.dtype != self.slot.dtype or sent.shape != self.slot.shape:
             raise TypeError(
-                f"{title(self._ways.compression)} makes {sent.dtype}{list(sent.shape)} of the "
+                f"{title(self._encoding.compression)} makes {sent.dtype}{list(sent.shape)} of the "
                 f"gradient of parameter {self._name!r}, but of zeros it made "
                 f"{self.slot.dtype}{list(self.slot.shape)}; one parameter's must always be alike"
             )
@@ -69,10 +69,10 @@ class Form:
         """The result itself, or what it decompresses to."""
         if self.as_it_is:
             return result.detach()
-        grad = self._ways.compression.decompress(result.detach(), self._ctx)
+        grad = self._encoding.compression.decompress(result.detach(), self._ctx)
         if grad.shape != param.shape:
             raise TypeError(
-                f"{title(self._ways.compression)} decompresses to {list(grad.shape)}, but "
+                f"{title(self._encoding.compression)} decompresses to {list(grad.shape)}, but "
                 f"parameter {self._name!r} is {list(param.shape)}"
             )
         return grad.to(param.dtype)
@@ -86,7 +86,7 @@ class Form:
         if marks is not None:  # read-only marks would be warned of
             rows = torch.from_numpy(marks if marks.flags.writeable else marks.copy())
             rows = rows.to(whole.device)
-        if rows is None or self._ways.sparse_as_dense:
+        if rows is None or self._encoding.sparse_as_dense:
             where = (whole != 0).reshape(max(whole.size(0), 1), -1).any(1) if whole.dim() else None
             if where is None or not whole.numel():
                 return whole.to_sparse()
@@ -94,7 +94,7 @@ class Form:
             where = rows > 0
         touched = where.nonzero().reshape(-1)
         values = whole[touched]
-        if self._ways.sparse_mean == "rows" and rows is not None:
+        if self._encoding.sparse_mean == "rows" and rows is not None:
             shares = rows[touched].reshape(-1, *[1] * (values.dim() - 1))
             values = (values / shares).to(param.dtype)
         return torch.sparse_coo_tensor(

@@ -1,4 +1,4 @@
-#include "device/places.hpp"
+#include "device/packed_runs.hpp"
 
 #include <string>
 #include <utility>
@@ -7,9 +7,9 @@
 
 namespace hvd_backup {
 
-std::vector<Place> places_of(const std::vector<Run>& runs, std::size_t bytes, int device) {
-  std::vector<Place> places;
-  places.reserve(runs.size());
+std::vector<PackedRun> packed_runs(const std::vector<Run>& runs, std::size_t bytes, int device) {
+  std::vector<PackedRun> packed;
+  packed.reserve(runs.size());
   std::size_t first = 0;
   for (const Run& run : runs) {
     PackPlan plan(run.tensor_dtype, run.flat_dtype, run.slices, device);
@@ -19,18 +19,18 @@ std::vector<Place> places_of(const std::vector<Run>& runs, std::size_t bytes, in
                             std::to_string(run.offset) + " does not fit a contribution of " +
                             std::to_string(bytes) + " bytes");
     }
-    places.push_back({std::move(plan), run.offset, size, first});
+    packed.push_back({std::move(plan), run.offset, size, first});
     first += run.slices.size();
   }
-  return places;
+  return packed;
 }
 
-std::size_t tensor_count(const std::vector<Place>& places) {
-  return places.empty() ? 0 : places.back().first + places.back().plan.tensor_count();
+std::size_t tensor_count(const std::vector<PackedRun>& runs) {
+  return runs.empty() ? 0 : runs.back().first + runs.back().plan.tensor_count();
 }
 
-void require_tensors(const std::vector<Place>& places, std::size_t given) {
-  const std::size_t count = tensor_count(places);
+void require_tensors(const std::vector<PackedRun>& runs, std::size_t given) {
+  const std::size_t count = tensor_count(runs);
   if (given == count) return;
   throw InvalidArgument("staging of " + std::to_string(count) + " tensors was given " +
                         std::to_string(given));

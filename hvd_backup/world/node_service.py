@@ -15,7 +15,7 @@ from hvd_backup.world import mpi_library
 
 if TYPE_CHECKING:
     from hvd_backup.config import Config, RoundOptions
-    from hvd_backup.world.topology import Places
+    from hvd_backup.world.topology import Topology
 
 log = logging.getLogger("hvd_backup")
 
@@ -25,34 +25,34 @@ _SAY_AFTER_S = 10.0
 AFTER_FAILURE_S = 2.0
 
 
-class Internode:
+class NodeService:
     """One process's part in it. All ranks of the world make it together.
 
     Raises LaunchError, on every rank, when MPI cannot be used by a thread beside the caller's, and
     PeerFailed when the nodes cannot reach each other by TCP.
     """
 
-    def __init__(self, places: Places, config: Config, board: _core.Segment) -> None:
-        _check_thread_level(places)
-        self._places = places
-        word = places.shared_segment(_core.Doorbell.BYTES)
-        agree = places.together.agree
-        made = agree(lambda: _core.Doorbell.create(word) if places.local_rank == 0 else None)
-        path = places.node.bcast(made.path if made is not None else "")
+    def __init__(self, topology: Topology, config: Config, board: _core.Segment) -> None:
+        _check_thread_level(topology)
+        self._topology = topology
+        word = topology.shared_segment(_core.Doorbell.BYTES)
+        agree = topology.together.agree
+        made = agree(lambda: _core.Doorbell.create(word) if topology.local_rank == 0 else None)
+        path = topology.node.bcast(made.path if made is not None else "")
         self.doorbell = agree(lambda: made or _core.Doorbell.open(word, path))
         self.service = self._start(config, board)
 
     def _start(self, config: Config, board: _core.Segment) -> _core.NodeService | None:
-        places = self._places
-        together = places.together
-        first, hub = places.local_rank == 0, places.rank == 0
+        topology = self._topology
+        together = topology.together
+        first, hub = topology.local_rank == 0, topology.rank == 0
         data = self._data_transport()
         token = together.bcast(together.agree(lambda: _core.make_token() if hub else b""))
 
         def make(coordinator: tuple[list[str], int] | None) -> _core.NodeService:
             return _core.NodeService(
-                node_of=places.node_of,
-                rank=places.rank,
+                node_of=topology.node_of,
+                rank=topology.rank,
                 token=token,
                 data=data,
                 doorbell=self.doorbell,
@@ -75,11 +75,11 @@ class Internode:
 
     def _data_transport(self) -> _core.DataTransport | None:
         """Of the node's first rank, which is the only one that exchanges data with other nodes."""
-        together = self._places.together
+        together = self._topology.together
         # Agreed on before the blocking call of MPI, which nothing would end.
         MPI = together.agree(mpi_library.load, errors.LaunchError)
-        first = self._places.local_rank == 0
-        leaders = together.comm.Split(0 if first else MPI.UNDEFINED, key=self._places.rank)
+        first = self._topology.local_rank == 0
+        leaders = together.comm.Split(0 if first else MPI.UNDEFINED, key=self._topology.rank)
         return together.agree(
             lambda: mpi_library.data_transport(leaders) if first else None, errors.LaunchError
         )
@@ -109,7 +109,7 @@ class Internode:
                     sum=add,
                 )
 
-        self._places.together.agree(take_on)
+        self._topology.together.agree(take_on)
 
 
 def is_over(service: _core.NodeService) -> bool:
@@ -137,7 +137,7 @@ def close(service: _core.NodeService, *, failed: bool) -> None:
     service.close()
 
 
-def _check_thread_level(places: Places) -> None:
+def _check_thread_level(topology: Topology) -> None:
     from mpi4py import MPI
 
     names = {
@@ -151,8 +151,8 @@ def _check_thread_level(places: Places) -> None:
             return
         raise errors.LaunchError(
             f"MPI was initialized with {names.get(level, level)}, but between "
-            f"{places.cross_size} nodes a thread of hvd_backup uses it beside yours: initialize "
+            f"{topology.cross_size} nodes a thread of hvd_backup uses it beside yours: initialize "
             "MPI with MPI_THREAD_MULTIPLE, as mpi4py does by default (mpi4py.rc.thread_level)"
         )
 
-    places.together.agree(check, errors.LaunchError)
+    topology.together.agree(check, errors.LaunchError)

@@ -1,4 +1,4 @@
-#include "internode/coordination.hpp"
+#include "internode/coordinator_server.hpp"
 
 #include <algorithm>
 #include <string>
@@ -17,19 +17,19 @@ Frame make_frame(Message kind, std::uint32_t channel, std::vector<std::byte> pay
   return {channel, static_cast<std::uint32_t>(kind), std::move(payload)};
 }
 
-void Coordination::add(std::uint32_t channel, const Policy& policy) {
+void CoordinatorServer::add(std::uint32_t channel, const Policy& policy) {
   channels_.try_emplace(channel, policy);
 }
 
-void Coordination::remove(std::uint32_t channel) { channels_.erase(channel); }
+void CoordinatorServer::remove(std::uint32_t channel) { channels_.erase(channel); }
 
-std::vector<Frame> Coordination::take(const Frame& frame, Nanoseconds now) {
+std::vector<Frame> CoordinatorServer::take(const Frame& frame, Nanoseconds now) {
   switch (static_cast<Message>(frame.kind)) {
     case Message::report:
       return take_report(frame, now);
     case Message::lagging:
     case Message::left:
-    case Message::row:
+    case Message::status:
       return {frame};
     default:
       throw InvalidMessage("a message of kind " + std::to_string(frame.kind) +
@@ -37,7 +37,7 @@ std::vector<Frame> Coordination::take(const Frame& frame, Nanoseconds now) {
   }
 }
 
-std::vector<Frame> Coordination::take_report(const Frame& frame, Nanoseconds now) {
+std::vector<Frame> CoordinatorServer::take_report(const Frame& frame, Nanoseconds now) {
   const auto found = channels_.find(frame.channel);
   if (found == channels_.end()) return {};  // every rank has left it
   Rounds& rounds = found->second;
@@ -50,7 +50,7 @@ std::vector<Frame> Coordination::take_report(const Frame& frame, Nanoseconds now
   return {};
 }
 
-std::vector<Frame> Coordination::tick(Nanoseconds now) {
+std::vector<Frame> CoordinatorServer::tick(Nanoseconds now) {
   std::vector<Frame> frames;
   for (auto& [channel, rounds] : channels_) {
     if (rounds.coordinator.expire(now)) {
@@ -64,7 +64,7 @@ std::vector<Frame> Coordination::tick(Nanoseconds now) {
   return frames;
 }
 
-Nanoseconds Coordination::wake_at() const {
+Nanoseconds CoordinatorServer::wake_at() const {
   Nanoseconds soonest = 0;
   for (const auto& [channel, rounds] : channels_) {
     for (const Nanoseconds at : {rounds.tell_at, rounds.coordinator.wake_at()}) {
@@ -74,7 +74,7 @@ Nanoseconds Coordination::wake_at() const {
   return soonest;
 }
 
-Frame Coordination::seal(std::uint32_t channel, Rounds& rounds) const {
+Frame CoordinatorServer::seal(std::uint32_t channel, Rounds& rounds) const {
   rounds.tell_at = 0;
   return make_frame(Message::seal, channel, encode(rounds.coordinator.seal(), world_));
 }

@@ -1,4 +1,4 @@
-#include "internode/interchange.hpp"
+#include "internode/node_collective.hpp"
 
 #include <algorithm>
 #include <utility>
@@ -16,22 +16,23 @@ constexpr Nanoseconds kTellLagAfter = 100 * kMillisecond;
 
 }  // namespace
 
-Interchange::Interchange(std::uint32_t channel, const Arena& arena, const Options& options,
-                         const Nodes& nodes, int node, DataTransport& data, const Clock& clock)
+NodeCollective::NodeCollective(std::uint32_t channel, const Arena& arena, const Options& options,
+                               const Nodes& nodes, int node, DataTransport& data,
+                               const Clock& clock)
     : arena_(arena),
       options_(options),
       nodes_(nodes),
       node_(node),
       data_(data),
       clock_(clock),
-      reduction_(arena_, options_, clock_, -1),
+      reducer_(arena_, options_, clock_, -1),
       exchange_(arena_, data_, nodes_.count(), node, channel),
       reported_(static_cast<std::size_t>(nodes.world())),
       left_(static_cast<std::size_t>(nodes.world())) {
-  options_.errand.reset();  // that is the service, which has this
+  options_.progress_engine.reset();  // that is the service, which has this
 }
 
-std::optional<NodeReport> Interchange::report() {
+std::optional<NodeReport> NodeCollective::report() {
   NodeReport report{open_, {}};
   for (const int rank : arena_.ranks()) {
     if (!is_new(rank)) continue;
@@ -45,12 +46,12 @@ std::optional<NodeReport> Interchange::report() {
   return report;
 }
 
-bool Interchange::is_new(int rank) const {
+bool NodeCollective::is_new(int rank) const {
   return !reported_[static_cast<std::size_t>(rank)] &&
          arena_.member(rank).arrived.load(std::memory_order_acquire) == open_ + 1;
 }
 
-bool Interchange::has_news() const {
+bool NodeCollective::has_news() const {
   return std::any_of(arena_.ranks().begin(), arena_.ranks().end(), [this](int rank) {
     const bool gone =
         !left_[static_cast<std::size_t>(rank)] && arena_.member(rank).left.load() != 0;
@@ -58,7 +59,7 @@ bool Interchange::has_news() const {
   });
 }
 
-std::vector<int> Interchange::newly_left() {
+std::vector<int> NodeCollective::newly_left() {
   std::vector<int> ranks;
   for (const int rank : arena_.ranks()) {
     const auto i = static_cast<std::size_t>(rank);
@@ -69,7 +70,7 @@ std::vector<int> Interchange::newly_left() {
   return ranks;
 }
 
-std::optional<NodeReport> Interchange::lagging() {
+std::optional<NodeReport> NodeCollective::lagging() {
   if (no_room_since_ == 0) return std::nullopt;
   const Nanoseconds waited = clock_.now() - no_room_since_;
   if (waited < tell_lag_after_) return std::nullopt;
@@ -83,7 +84,7 @@ std::optional<NodeReport> Interchange::lagging() {
   return report;
 }
 
-void Interchange::take(const Seal& seal) {
+void NodeCollective::take(const Seal& seal) {
   if (seal.round != open_) {
     throw InvalidMessage("a seal of round " + std::to_string(seal.round) + ", but round " +
                          std::to_string(open_) + " is open");
@@ -93,7 +94,7 @@ void Interchange::take(const Seal& seal) {
   seals_.push_back(seal);
 }
 
-void Interchange::take_so_far(const NodeReport& so_far) {
+void NodeCollective::take_so_far(const NodeReport& so_far) {
   if (so_far.round != open_ || !has_room(open_)) return;
   arena_.ledger(open_).update(0, [&](std::uint64_t* words, bool& /*modified*/) {
     RoundLedger(options_.policy, words).adopt(so_far);
@@ -101,13 +102,13 @@ void Interchange::take_so_far(const NodeReport& so_far) {
   });
 }
 
-void Interchange::take_lagging(const NodeReport& lagging) {
+void NodeCollective::take_lagging(const NodeReport& lagging) {
   for (const ReportedArrival& one : lagging.arrivals) {
     if (!arena_.has(one.rank)) arena_.member(one.rank).behind.store(lagging.round + 1);
   }
 }
 
-void Interchange::take_left(int rank) {
+void NodeCollective::take_left(int rank) {
   if (arena_.has(rank)) return;  // it has said so itself
   arena_.member(rank).left.store(1);
   for (int i = 0; i < arena_.spec().records; ++i) {
@@ -115,7 +116,7 @@ void Interchange::take_left(int rank) {
   }
 }
 
-bool Interchange::step() {
+bool NodeCollective::step() {
   bool moved = flush();
   if (!active_ && may_begin()) moved = begin() || moved;
   if (!active_) return moved;
@@ -127,13 +128,13 @@ bool Interchange::step() {
   return true;
 }
 
-Interchange::Need Interchange::need() const {
+NodeCollective::Need NodeCollective::need() const {
   if (active_) return sealed_ ? Need::data : Need::seal;
   const bool waits = no_room_since_ != 0 || !seals_.empty() || !sent_.empty();
   return waits ? Need::room : Need::nothing;
 }
 
-bool Interchange::is_over() const {
+bool NodeCollective::is_over() const {
   if (active_ || !seals_.empty() || !sent_.empty()) return false;
   for (int rank = 0; rank < nodes_.world(); ++rank) {
     if (arena_.member(rank).left.load() == 0) return false;
@@ -141,22 +142,22 @@ bool Interchange::is_over() const {
   return true;
 }
 
-void Interchange::fail(const std::string& text) {
+void NodeCollective::fail(const std::string& text) {
   arena_.fail({FailureKind::peer, arena_.ranks().front(), text});
 }
 
-bool Interchange::has_room(RoundNumber number) const {
+bool NodeCollective::has_room(RoundNumber number) const {
   return number < arena_.released_by_all() + static_cast<RoundNumber>(arena_.spec().records);
 }
 
 // If every rank must contribute, a node whose ranks have all arrived need not wait for the seal: it
 // only tells by what to divide.
-bool Interchange::may_begin() const {
+bool NodeCollective::may_begin() const {
   if (!seals_.empty()) return true;
   return options_.policy.needs_every_rank() && arena_.all_arrived(next_);
 }
 
-bool Interchange::begin() {
+bool NodeCollective::begin() {
   buffer_ = has_room(next_) ? claim_buffer(arena_, next_) : -1;
   if (buffer_ < 0) {
     if (no_room_since_ == 0) {
@@ -169,8 +170,8 @@ bool Interchange::begin() {
   const bool early = seals_.empty();
   const std::vector<int> mine =
       early ? arena_.ranks() : arena_.ranks_among(seals_.front().contributors);
-  if (!mine.empty()) reduction_.begin(next_, mine, false);
-  only_ = mine.empty() ? nullptr : reduction_.only_contribution();
+  if (!mine.empty()) reducer_.begin(next_, mine, false);
+  only_ = mine.empty() ? nullptr : reducer_.only_contribution();
   sums_ = !mine.empty() && only_ == nullptr;
   sum_at_ = clock_.now();
   summed_ = 0;
@@ -181,7 +182,7 @@ bool Interchange::begin() {
   return true;
 }
 
-bool Interchange::seal() {
+bool NodeCollective::seal() {
   if (sealed_ || seals_.empty()) return false;
   const double weight = seals_.front().weight;
   exchange_.divide_by(options_.sum && weight > 0 ? 1 : weight);
@@ -192,7 +193,7 @@ bool Interchange::seal() {
 }
 
 // Tells the node's ranks of the seal.
-void Interchange::write(const Seal& seal) {
+void NodeCollective::write(const Seal& seal) {
   const Nanoseconds now = clock_.now();
   const Nanoseconds first = now - seal.open_for;
   for (std::size_t i = 0; i < seal.offsets.size(); ++i) {
@@ -206,9 +207,9 @@ void Interchange::write(const Seal& seal) {
   arena_.round(seal.round).bell.ring();
 }
 
-bool Interchange::help() {
-  if (!sums_ || reduction_.published() >= 0) return false;
-  const int buffer = reduction_.current();
+bool NodeCollective::help() {
+  if (!sums_ || reducer_.published() >= 0) return false;
+  const int buffer = reducer_.current();
   const std::uint64_t done =
       buffer < 0 ? 0 : arena_.result_control(buffer).chunks_done.load(std::memory_order_relaxed);
   const Nanoseconds now = clock_.now();
@@ -217,19 +218,19 @@ bool Interchange::help() {
     sum_at_ = now;
   }
   if (now - sum_at_ < kHelpAfter) return false;
-  return reduction_.help();
+  return reducer_.help();
 }
 
-const std::byte* Interchange::sum(std::size_t chunk) const {
+const std::byte* NodeCollective::sum(std::size_t chunk) const {
   const Chunk& which = arena_.chunks()[chunk];
   if (only_ != nullptr) return only_ + which.offset;
-  const int whole = reduction_.published();
-  const int buffer = whole >= 0 ? whole : reduction_.current();
+  const int whole = reducer_.published();
+  const int buffer = whole >= 0 ? whole : reducer_.current();
   if (buffer < 0 || !arena_.is_final(next_, buffer, chunk)) return nullptr;
   return arena_.result(buffer) + which.sum_offset;
 }
 
-void Interchange::finish() {
+void NodeCollective::finish() {
   active_ = false;
   Outbox outbox = exchange_.take_outbox();
   outbox.is_empty() ? exchange_.take_back(std::move(outbox))
@@ -242,7 +243,7 @@ void Interchange::finish() {
 }
 
 // This thread has released a round when every node has taken what it was sent.
-bool Interchange::flush() {
+bool NodeCollective::flush() {
   bool moved = false;
   for (Sent& sent : sent_) moved = sent.outbox.flush(data_) || moved;
   while (!sent_.empty() && sent_.front().outbox.is_empty()) {

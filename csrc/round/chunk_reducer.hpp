@@ -2,10 +2,10 @@
 
 #include <vector>
 
-#include "base/clock.hpp"
 #include "arithmetic/mean.hpp"
-#include "round/options.hpp"
+#include "base/clock.hpp"
 #include "memory/arena.hpp"
+#include "round/options.hpp"
 
 namespace hvd_backup {
 
@@ -24,7 +24,7 @@ bool publish_buffer(std::atomic<std::uint64_t>& word, RoundNumber number, int bu
 
 /// A node's work on one sealed round: its contributors take chunks from a shared counter and write
 /// their mean to a result buffer; whoever finishes the last chunk publishes the buffer. In a world
-/// of several nodes it is not the mean but the sum, which SumExchange takes from there. If all of
+/// of several nodes it is not the mean but the sum, which SumAllreduce takes from there. If all of
 /// them abstain, it is zero.
 ///
 /// Chunks of flats in device memory are added there, and copied to the results of all ranks.
@@ -33,9 +33,9 @@ bool publish_buffer(std::atomic<std::uint64_t>& word, RoundNumber number, int bu
 /// in the middle of a chunk, the others begin the round again in another buffer. What the stopped
 /// one writes when it comes back goes to a buffer that nobody reads, and that is not used for
 /// another round before it, too, has released this one.
-class Reduction {
+class ChunkReducer {
  public:
-  Reduction(const Arena& arena, const Options& options, const Clock& clock, int rank);
+  ChunkReducer(const Arena& arena, const Options& options, const Clock& clock, int rank);
 
   /// Starts with round `number`, to which these ranks of the node contribute. One rank goes
   /// `first`; the others wait a little for it to choose a buffer, lest each touches one of its own.

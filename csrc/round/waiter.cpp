@@ -1,4 +1,4 @@
-#include "round/vigil.hpp"
+#include "round/waiter.hpp"
 
 #include <optional>
 
@@ -29,16 +29,16 @@ std::string ranks_have(const std::vector<int>& ranks) {
   return ranks.size() == 1 ? "rank " + join(ranks) + " has" : "ranks " + join(ranks) + " have";
 }
 
-void Vigil::check_failure() const {
+void Waiter::check_failure() const {
   if (const std::optional<Failure> failure = arena_.failure()) rethrow(*failure);
 }
 
-void Vigil::check(RoundNumber round, Nanoseconds now) {
+void Waiter::check(RoundNumber round, Nanoseconds now) {
   check_failure();
   if (now - checked_at_ >= kPatrol) patrol(round, now);
 }
 
-void Vigil::patrol(RoundNumber round, Nanoseconds now) {
+void Waiter::patrol(RoundNumber round, Nanoseconds now) {
   checked_at_ = now;
   if (!options_.patrol) return;
   if (const std::vector<int> dead = options_.patrol(); !dead.empty()) {
@@ -47,28 +47,28 @@ void Vigil::patrol(RoundNumber round, Nanoseconds now) {
   }
 }
 
-void Vigil::fail(RoundNumber round, FailureKind kind, const std::string& text) {
+void Waiter::fail(RoundNumber round, FailureKind kind, const std::string& text) {
   const std::string full = prefix(round) + text;
   arena_.fail({kind, rank_, full});
   raise(kind, full);
 }
 
-std::string Vigil::after(Nanoseconds waited) {
+std::string Waiter::after(Nanoseconds waited) {
   const Nanoseconds tenths = waited / (kSecond / 10);
   return "after " + std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " s";
 }
 
-Nanoseconds Vigil::nap(Nanoseconds now, Nanoseconds deadline, Nanoseconds wake_at) {
+Nanoseconds Waiter::nap(Nanoseconds now, Nanoseconds deadline, Nanoseconds wake_at) {
   Nanoseconds until = std::min(now + kNap, deadline);
   if (wake_at != 0) until = std::min(until, wake_at);
   return std::max<Nanoseconds>(until - now, 1);
 }
 
-std::string Vigil::prefix(RoundNumber round) const {
+std::string Waiter::prefix(RoundNumber round) const {
   return "round " + std::to_string(round) + ", rank " + std::to_string(rank_) + ": ";
 }
 
-void Vigil::rethrow(const Failure& failure) const {
+void Waiter::rethrow(const Failure& failure) const {
   if (failure.rank == rank_) raise(failure.kind, failure.text);
   raise(failure.kind, "rank " + std::to_string(failure.rank) + " failed: " + failure.text);
 }

@@ -1,10 +1,10 @@
-#include "internode/sum_exchange.hpp"
+#include "internode/sum_allreduce.hpp"
 
 #include <algorithm>
 #include <utility>
 
 #include "arithmetic/mean.hpp"
-#include "round/reduction.hpp"
+#include "round/chunk_reducer.hpp"
 
 namespace hvd_backup {
 namespace {
@@ -32,8 +32,8 @@ bool Outbox::is_empty() const {
   return std::all_of(to_.begin(), to_.end(), [](const auto& one) { return one.empty(); });
 }
 
-SumExchange::SumExchange(const Arena& arena, DataTransport& data, int nodes, int node,
-                         std::uint32_t channel)
+SumAllreduce::SumAllreduce(const Arena& arena, DataTransport& data, int nodes, int node,
+                           std::uint32_t channel)
     : arena_(arena),
       data_(data),
       nodes_(nodes),
@@ -45,7 +45,7 @@ SumExchange::SumExchange(const Arena& arena, DataTransport& data, int nodes, int
   static_assert(2 * kChannels <= DataTransport::kMostTag);
 }
 
-void SumExchange::begin(std::vector<int> givers, RoundNumber number, int buffer) {
+void SumAllreduce::begin(std::vector<int> givers, RoundNumber number, int buffer) {
   givers_ = std::move(givers);
   const auto me = std::find(givers_.begin(), givers_.end(), node_);
   mine_ = me == givers_.end() ? -1 : static_cast<int>(me - givers_.begin());
@@ -68,7 +68,7 @@ void SumExchange::begin(std::vector<int> givers, RoundNumber number, int buffer)
   if (staging_.size() < depth_ * row) staging_ = Pages(depth_ * row);
 }
 
-bool SumExchange::step(const Source& sum) {
+bool SumAllreduce::step(const Source& sum) {
   bool moved = false;
   if (gives()) {
     moved = send_sums(sum);
@@ -83,53 +83,55 @@ bool SumExchange::step(const Source& sum) {
   return results_out_.flush(data_) || moved;
 }
 
-bool SumExchange::is_complete() const {
+bool SumAllreduce::is_complete() const {
   const bool all_here = std::all_of(results_.begin(), results_.end(),
                                     [](const Inbox& inbox) { return inbox.transfers.empty(); });
   return all_here && reduced_ == owned() && (!gives() || next_sum_ == arena_.chunks().size()) &&
          sums_out_.is_empty();
 }
 
-Outbox SumExchange::take_outbox() { return std::exchange(results_out_, Outbox(nodes_)); }
+Outbox SumAllreduce::take_outbox() { return std::exchange(results_out_, Outbox(nodes_)); }
 
 // Chunk c belongs to giver c mod their number, so that all owners have work from the start.
-std::size_t SumExchange::owned() const {
+std::size_t SumAllreduce::owned() const {
   if (!gives()) return 0;
   const std::size_t chunks = arena_.chunks().size();
   const auto place = static_cast<std::size_t>(mine_);
   return chunks > place ? (chunks - place - 1) / givers_.size() + 1 : 0;
 }
 
-std::size_t SumExchange::owned_chunk(std::size_t i) const {
+std::size_t SumAllreduce::owned_chunk(std::size_t i) const {
   return i * givers_.size() + static_cast<std::size_t>(mine_);
 }
 
-DType SumExchange::dtype(const Chunk& chunk) const { return arena_.spec().flats[chunk.flat].dtype; }
+DType SumAllreduce::dtype(const Chunk& chunk) const {
+  return arena_.spec().flats[chunk.flat].dtype;
+}
 
-std::size_t SumExchange::sum_bytes(const Chunk& chunk) const {
+std::size_t SumAllreduce::sum_bytes(const Chunk& chunk) const {
   return chunk.count * size_of(sum_type(dtype(chunk)));
 }
 
-std::size_t SumExchange::result_bytes(const Chunk& chunk) const {
+std::size_t SumAllreduce::result_bytes(const Chunk& chunk) const {
   return chunk.count * size_of(dtype(chunk));
 }
 
 // The sum of the i-th owned chunk that comes from the node of this inbox. It lies in its page as
 // what is sent does in its own: where they differ by a few bytes, the kernel's copy (rep movsb)
 // takes far longer on Zen 3 and 4: `make bench-choices`.
-std::byte* SumExchange::received(std::size_t i, std::size_t inbox) {
+std::byte* SumAllreduce::received(std::size_t i, std::size_t inbox) {
   const std::size_t place = i % depth_ * sums_.size() + inbox;
   return staging_.data() + place * arena_.spec().chunk_bytes * 2;
 }
 
 // The i-th owned chunk of the result, for the other nodes.
-std::byte* SumExchange::outgoing(std::size_t i) {
+std::byte* SumAllreduce::outgoing(std::size_t i) {
   const Chunk& chunk = arena_.chunks()[owned_chunk(i)];
   if (results_out_.memory() == nullptr) return result_ + chunk.offset;
   return results_out_.memory() + i * (arena_.spec().chunk_bytes + kPage) + chunk.offset % kPage;
 }
 
-Pages SumExchange::memory_for_results() {
+Pages SumAllreduce::memory_for_results() {
   const std::size_t bytes = owned() * (arena_.spec().chunk_bytes + kPage);
   if (bytes < kHugeFrom) return {};
   if (spare_.empty()) {
@@ -142,7 +144,7 @@ Pages SumExchange::memory_for_results() {
   return memory.size() < bytes ? Pages(bytes) : std::move(memory);
 }
 
-void SumExchange::expect_results() {
+void SumAllreduce::expect_results() {
   for (std::size_t c = 0; c < arena_.chunks().size(); ++c) {
     const Chunk& chunk = arena_.chunks()[c];
     const std::size_t place = c % givers_.size();
@@ -154,7 +156,7 @@ void SumExchange::expect_results() {
   }
 }
 
-void SumExchange::expect_sums() {
+void SumAllreduce::expect_sums() {
   for (; expected_ < owned() && expected_ < reduced_ + depth_; ++expected_) {
     const Chunk& chunk = arena_.chunks()[owned_chunk(expected_)];
     for (std::size_t k = 0; k < sums_.size(); ++k) {
@@ -164,7 +166,7 @@ void SumExchange::expect_sums() {
   }
 }
 
-bool SumExchange::send_sums(const Source& sum) {
+bool SumAllreduce::send_sums(const Source& sum) {
   bool moved = false;
   for (; next_sum_ < arena_.chunks().size(); ++next_sum_) {
     const int owner = givers_[next_sum_ % givers_.size()];
@@ -179,7 +181,7 @@ bool SumExchange::send_sums(const Source& sum) {
   return moved;
 }
 
-bool SumExchange::reduce(const Source& sum) {
+bool SumAllreduce::reduce(const Source& sum) {
   if (!weight_) return false;
   const double weight = *weight_;
   bool moved = false;
@@ -194,7 +196,7 @@ bool SumExchange::reduce(const Source& sum) {
   return moved;
 }
 
-void SumExchange::reduce_chunk(std::size_t i, const std::byte* own, double weight) {
+void SumAllreduce::reduce_chunk(std::size_t i, const std::byte* own, double weight) {
   const Chunk& chunk = arena_.chunks()[owned_chunk(i)];
   operands_.clear();
   for (std::size_t k = 0; k < sums_.size(); ++k) {
@@ -220,14 +222,14 @@ void SumExchange::reduce_chunk(std::size_t i, const std::byte* own, double weigh
 }
 
 // Whether the next message is here.
-bool SumExchange::take(Inbox& inbox) {
+bool SumAllreduce::take(Inbox& inbox) {
   if (inbox.transfers.empty() || !data_.done(inbox.transfers.front())) return false;
   inbox.transfers.pop_front();
   ++inbox.taken;
   return true;
 }
 
-bool SumExchange::take_results() {
+bool SumAllreduce::take_results() {
   bool moved = false;
   for (Inbox& inbox : results_) {
     for (; take(inbox); moved = true) mark((inbox.taken - 1) * givers_.size() + inbox.place);
@@ -236,7 +238,7 @@ bool SumExchange::take_results() {
 }
 
 // The node's ranks may read this chunk of the result.
-void SumExchange::mark(std::size_t chunk) {
+void SumAllreduce::mark(std::size_t chunk) {
   arena_.chunk_done(buffer_, chunk).store(number_ + 1, std::memory_order_release);
 }
 

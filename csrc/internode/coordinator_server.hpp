@@ -17,16 +17,16 @@ enum class Message : std::uint32_t {
   so_far,   ///< to all nodes: NodeReport of who has arrived in a round that stays open
   lagging,  ///< by way of the coordinator to all: NodeReport of who keeps a window full
   left,     ///< likewise: the rank that has left, an int32
-  row,      ///< likewise, of no collective: a row of the board, behind its number and flags
+  status,   ///< likewise, of no collective: a status of the board, behind its number and flags
 };
 
 Frame make_frame(Message kind, std::uint32_t channel, std::vector<std::byte> payload);
 
 /// What node 0 does for all: decides each collective's rounds, and passes on what all must know.
 /// No clock, no I/O; frames and time go in, frames for all nodes come out.
-class Coordination {
+class CoordinatorServer {
  public:
-  explicit Coordination(int world) : world_(world) {}
+  explicit CoordinatorServer(int world) : world_(world) {}
 
   void add(std::uint32_t channel, const Policy& policy);
   void remove(std::uint32_t channel);

@@ -7,26 +7,27 @@
 #include <vector>
 
 #include "base/clock.hpp"
-#include "round/options.hpp"
-#include "round/reduction.hpp"
-#include "internode/sum_exchange.hpp"
+#include "internode/sum_allreduce.hpp"
 #include "memory/arena.hpp"
 #include "protocol/messages.hpp"
 #include "protocol/nodes.hpp"
+#include "round/chunk_reducer.hpp"
+#include "round/options.hpp"
 
 namespace hvd_backup {
 
 /// One collective's part in a node's service thread: tells the coordinator of the node's arrivals,
 /// writes what it decided to the node's arena, and lets the data of sealed rounds travel.
-class Interchange {
+class NodeCollective {
  public:
   /// What it waits for, and so how soon step() should be called again.
   enum class Need { nothing, room, seal, data };
 
-  Interchange(std::uint32_t channel, const Arena& arena, const Options& options, const Nodes& nodes,
-              int node, DataTransport& data, const Clock& clock = monotonic_clock());
-  Interchange(const Interchange&) = delete;
-  Interchange& operator=(const Interchange&) = delete;
+  NodeCollective(std::uint32_t channel, const Arena& arena, const Options& options,
+                 const Nodes& nodes, int node, DataTransport& data,
+                 const Clock& clock = monotonic_clock());
+  NodeCollective(const NodeCollective&) = delete;
+  NodeCollective& operator=(const NodeCollective&) = delete;
 
   /// Arrivals of the node's ranks in the open round that were not reported before.
   std::optional<NodeReport> report();
@@ -76,8 +77,8 @@ class Interchange {
   int node_;
   DataTransport& data_;
   const Clock& clock_;
-  Reduction reduction_;
-  SumExchange exchange_;
+  ChunkReducer reducer_;
+  SumAllreduce exchange_;
   RoundNumber open_ = 0;        // the round after the last seal
   std::vector<bool> reported_;  // by rank, for the open round
   std::vector<bool> left_;      // by rank: told

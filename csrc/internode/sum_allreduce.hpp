@@ -41,13 +41,13 @@ class Outbox {
 /// chunk to the chunk's owner, who adds them in ascending order of nodes, divides, and sends the
 /// result to every other node. So each element is computed once, and a node without contributors
 /// sends nothing.
-class SumExchange {
+class SumAllreduce {
  public:
   /// Where this node's sum of a chunk lies; nullptr as long as it is not final.
   using Source = std::function<const std::byte*(std::size_t chunk)>;
 
   /// `channel` tells the messages of one collective from those of others.
-  SumExchange(const Arena& arena, DataTransport& data, int nodes, int node, std::uint32_t channel);
+  SumAllreduce(const Arena& arena, DataTransport& data, int nodes, int node, std::uint32_t channel);
 
   /// The result goes to this buffer, whose chunks are marked as they become final. Of the round
   /// before, everything but sends must be over.

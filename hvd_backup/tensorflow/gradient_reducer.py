@@ -15,7 +15,7 @@ from hvd_backup.tensorflow.collectives import grouped_allreduce
 from hvd_backup.tensorflow.compression import Compression
 from hvd_backup.tensorflow.failures import tensorflow_errors
 from hvd_backup.tensorflow.identity import identities
-from hvd_backup.tensorflow.layout import Array, Form, Kind
+from hvd_backup.tensorflow.layout import Array, GradientSpec, Kind
 from hvd_backup.tensorflow.ops import host_call, refuse_what_cannot_exchange
 from hvd_backup.tensorflow.rounds import Gradient, GradientRounds, Options, Slices
 
@@ -25,7 +25,7 @@ _NO_GRADIENT = "No gradients provided for any variable, by none of the ranks."
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-class Wrapping(NamedTuple):
+class Encoding(NamedTuple):
     """How gradients are dressed for the exchange: Horovod's arguments that need no round.
 
     Its gradient_predivide_factor is not among them: sums are of float32 or wider, so that there is
@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
     """Whether some contributor had one, for each: eagerly a list of bool, in a graph a tensor."""
 
 
-class Reduction:
+class GradientReducer:
     """The rounds of one list of variables, on tensors."""
 
     def __init__(
@@ -54,20 +54,20 @@ class Reduction:
         name: str,
         variables: Sequence[Any],
         options: Options,
-        wrapping: Wrapping,
+        encoding: Encoding,
         group: Group,
     ) -> None:
-        self._wrapping, self._options, self._group = wrapping, options, group
+        self._encoding, self._options, self._group = encoding, options, group
         self._dtypes = [tf.as_dtype(v.dtype) for v in variables]
         who = identities(variables)
         self._names = [identity.name for identity in who]
         self._shapes = [self._known_shape(i, v.shape) for i, v in enumerate(variables)]
         self._plain = [
-            Form(dtype.name, shape) if dtype.name in _FLOATS else None
+            GradientSpec(dtype.name, shape) if dtype.name in _FLOATS else None
             for dtype, shape in zip(self._dtypes, self._shapes, strict=True)
         ]
-        forms = [self._compressed(form) for form in self._plain]
-        self.rounds = GradientRounds(name, who, forms, options, group)
+        specs = [self._compressed(spec) for spec in self._plain]
+        self.rounds = GradientRounds(name, who, specs, options, group)
 
     def exchange(
         self,
@@ -152,18 +152,18 @@ class Reduction:
             )
         return tuple(shape)
 
-    def _compressed(self, form: Form | None) -> Form | None:
-        """What a dense gradient's form is when it travels."""
-        if form is None or self._wrapping.compression is Compression.none:
-            return form
+    def _compressed(self, spec: GradientSpec | None) -> GradientSpec | None:
+        """What a dense gradient's spec is when it travels."""
+        if spec is None or self._encoding.compression is Compression.none:
+            return spec
         with tf.init_scope():
-            packed, _ = self._wrapping.compression.compress(tf.zeros(form.shape, form.dtype))
-        return Form(packed.dtype.name, tuple(packed.shape))
+            packed, _ = self._encoding.compression.compress(tf.zeros(spec.shape, spec.dtype))
+        return GradientSpec(packed.dtype.name, tuple(packed.shape))
 
     def _kind(self, gradient: Any) -> Kind:
         if gradient is None:
             return None
-        return isinstance(gradient, tf.IndexedSlices) and not self._wrapping.sparse_as_dense
+        return isinstance(gradient, tf.IndexedSlices) and not self._encoding.sparse_as_dense
 
     def _pack(self, gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         pairs = [
@@ -173,13 +173,13 @@ class Reduction:
         return [packed for packed, _ in pairs], [context for _, context in pairs]
 
     def _packed(self, i: int, gradient: Any) -> tuple[Any, Any]:
-        form, dtype = self.rounds.forms[i], self._dtypes[i]
-        if form is None:
+        spec, dtype = self.rounds.specs[i], self._dtypes[i]
+        if spec is None:
             raise TypeError(
                 f"{self._names[i]}: a gradient of {dtype.name} cannot be averaged; use one of "
                 f"{', '.join(_FLOATS)}"
             )
-        if isinstance(gradient, tf.IndexedSlices) and form.sparse:
+        if isinstance(gradient, tf.IndexedSlices) and spec.sparse:
             values = tf.cast(gradient.values, dtype)
             return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape), None
         if self._kind(gradient) and self._options.sparse_mean == "rows":
@@ -191,7 +191,7 @@ class Reduction:
         gradient = tf.convert_to_tensor(gradient)
         gradient.shape.assert_is_compatible_with(self._shapes[i])
         gradient = tf.cast(tf.ensure_shape(gradient, self._shapes[i]), dtype)
-        return (gradient, None) if form.sparse else self._wrapping.compression.compress(gradient)
+        return (gradient, None) if spec.sparse else self._encoding.compression.compress(gradient)
 
     # The round
 
@@ -226,14 +226,14 @@ class Reduction:
         self, go: Callable[..., tuple[list[Gradient], Array]], inputs: Sequence[Any]
     ) -> list[Any]:
         """The tensors of the round's results, and which of them are there."""
-        forms = self.rounds.forms
+        specs = self.rounds.specs
 
         def run(*arrays: Array) -> list[Array]:
             results, present = go(*arrays)
-            return [*_arrays(forms, results), present]
+            return [*_arrays(specs, results), present]
 
-        outputs = host_call(run, inputs, [*_dtypes(forms), tf.bool])
-        for output, shape in zip(outputs, [*_shapes(forms), (len(forms),)], strict=True):
+        outputs = host_call(run, inputs, [*_dtypes(specs), tf.bool])
+        for output, shape in zip(outputs, [*_shapes(specs), (len(specs),)], strict=True):
             output.set_shape(shape)
         return outputs
 
@@ -257,22 +257,22 @@ class Reduction:
 
     def _backward(self, upstream: Sequence[Any]) -> list[Any]:
         """One per variable; None where none can travel."""
-        forms = self.rounds.forms
+        specs = self.rounds.specs
         if self.rounds.backup_workers:
             raise NotImplementedError(
                 f"{_SECOND} with backup_workers={self.rounds.backup_workers}: every rank would "
                 "wait for the late one; use backup_workers=0 for this tape"
             )
-        if any(form is not None and form.sparse for form in forms):
+        if any(spec is not None and spec.sparse for spec in specs):
             raise NotImplementedError(f"{_SECOND} that is IndexedSlices: use sparse_as_dense=True")
-        where = [i for i, form in enumerate(forms) if form is not None]
+        where = [i for i, spec in enumerate(specs) if spec is not None]
         given = [
-            tf.zeros(form.shape, form.dtype) if g is None else tf.convert_to_tensor(g)
-            for form, g in zip(filter(None, forms), upstream, strict=False)
+            tf.zeros(spec.shape, spec.dtype) if g is None else tf.convert_to_tensor(g)
+            for spec, g in zip(filter(None, specs), upstream, strict=False)
         ]
         given = _only_for_distributed_tapes(given)
         means = grouped_allreduce(given, op=self._options.op, process_set=self._group.process_set)
-        back: list[Any] = [None] * len(forms)
+        back: list[Any] = [None] * len(specs)
         for i, mean in zip(where, means, strict=True):
             back[i] = mean
         return back
@@ -282,21 +282,21 @@ class Reduction:
     def _outcome(self, outputs: list[Any], contexts: Sequence[Any]) -> Outcome:
         *values, present = outputs
         results = [
-            self._result(i, form, values, contexts[i]) for i, form in enumerate(self.rounds.forms)
+            self._result(i, spec, values, contexts[i]) for i, spec in enumerate(self.rounds.specs)
         ]
         if not tf.executing_eagerly():
             return Outcome(results, present)
         there = present.numpy().tolist()
         return Outcome([r if there[i] else None for i, r in enumerate(results)], there)
 
-    def _result(self, i: int, form: Form | None, values: list[Any], ctx: Any) -> Any:
+    def _result(self, i: int, spec: GradientSpec | None, values: list[Any], ctx: Any) -> Any:
         """Takes from `values` what it needs."""
-        if form is None:
+        if spec is None:
             return None
         value = values.pop(0)
-        if form.sparse:
-            return tf.IndexedSlices(value, values.pop(0), tf.constant(form.shape, tf.int64))
-        compression = self._wrapping.compression
+        if spec.sparse:
+            return tf.IndexedSlices(value, values.pop(0), tf.constant(spec.shape, tf.int64))
+        compression = self._encoding.compression
         if compression is Compression.none:
             return value
         if ctx is None:  # this rank has no gradient for it
@@ -360,10 +360,10 @@ def _gradients(kinds: Sequence[bool | None], arrays: Sequence[Array]) -> list[Gr
     return gradients
 
 
-def _arrays(forms: Sequence[Form | None], results: Sequence[Gradient]) -> list[Array]:
+def _arrays(specs: Sequence[GradientSpec | None], results: Sequence[Gradient]) -> list[Array]:
     arrays: list[Array] = []
-    for form, result in zip(forms, results, strict=True):
-        if form is None or result is None:
+    for spec, result in zip(specs, results, strict=True):
+        if spec is None or result is None:
             continue
         if isinstance(result, Slices):
             arrays += [result.values, result.indices]
@@ -372,19 +372,19 @@ def _arrays(forms: Sequence[Form | None], results: Sequence[Gradient]) -> list[A
     return arrays
 
 
-def _dtypes(forms: Sequence[Form | None]) -> list[Any]:
+def _dtypes(specs: Sequence[GradientSpec | None]) -> list[Any]:
     dtypes: list[Any] = []
-    for form in forms:
-        if form is not None:
-            dtypes += [tf.as_dtype(form.dtype), *([tf.int64] if form.sparse else [])]
+    for spec in specs:
+        if spec is not None:
+            dtypes += [tf.as_dtype(spec.dtype), *([tf.int64] if spec.sparse else [])]
     return dtypes
 
 
-def _shapes(forms: Sequence[Form | None]) -> list[tuple[int | None, ...]]:
+def _shapes(specs: Sequence[GradientSpec | None]) -> list[tuple[int | None, ...]]:
     shapes: list[tuple[int | None, ...]] = []
-    for form in forms:
-        if form is not None:
-            shapes += [(None, *form.shape[1:]), (None,)] if form.sparse else [form.shape]
+    for spec in specs:
+        if spec is not None:
+            shapes += [(None, *spec.shape[1:]), (None,)] if spec.sparse else [spec.shape]
     return shapes
 
 

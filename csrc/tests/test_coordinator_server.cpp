@@ -3,7 +3,7 @@
 
 #include "base/error.hpp"
 #include "check.hpp"
-#include "internode/coordination.hpp"
+#include "internode/coordinator_server.hpp"
 
 using namespace hvd_backup;
 
@@ -22,7 +22,7 @@ bool is(const Frame& frame, Message kind) {
 }  // namespace
 
 TEST_CASE("the report that completes the quorum is answered with a seal for all nodes") {
-  Coordination coordination(3);
+  CoordinatorServer coordination(3);
   coordination.add(kChannel, backup_workers(3, 1));
   CHECK(coordination.take(arrival(0, 2), 10).empty());
   const std::vector<Frame> told = coordination.take(arrival(0, 0), 20);
@@ -35,7 +35,7 @@ TEST_CASE("the report that completes the quorum is answered with a seal for all 
 }
 
 TEST_CASE("a round that stays open is told about after 100 ms, and then ever more seldom") {
-  Coordination coordination(2);
+  CoordinatorServer coordination(2);
   coordination.add(kChannel, full_sync(2));
   coordination.take(arrival(0, 1), 0);
   std::vector<Nanoseconds> at;
@@ -54,9 +54,9 @@ TEST_CASE("a round that stays open is told about after 100 ms, and then ever mor
 }
 
 TEST_CASE("what all must know is passed on; what only the coordinator may say is refused") {
-  Coordination coordination(2);
+  CoordinatorServer coordination(2);
   coordination.add(kChannel, full_sync(2));
-  for (const Message kind : {Message::lagging, Message::left, Message::row}) {
+  for (const Message kind : {Message::lagging, Message::left, Message::status}) {
     CHECK_EQ(coordination.take(make_frame(kind, kChannel, {}), 0).size(), 1U);
   }
   for (const Message kind : {Message::seal, Message::so_far, static_cast<Message>(99)}) {

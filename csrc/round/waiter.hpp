@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "base/clock.hpp"
-#include "round/options.hpp"
 #include "memory/arena.hpp"
+#include "round/options.hpp"
 
 namespace hvd_backup {
 
@@ -26,25 +26,25 @@ inline void pause_briefly() {
 }
 
 /// From start() to stop(), however that comes.
-class Shift {
+class ProgressTurn {
  public:
-  explicit Shift(Errand* errand) : errand_(errand) {
-    if (errand_ != nullptr) errand_->start();
+  explicit ProgressTurn(ProgressEngine* progress_engine) : progress_engine_(progress_engine) {
+    if (progress_engine_ != nullptr) progress_engine_->start();
   }
-  Shift(const Shift&) = delete;
-  Shift& operator=(const Shift&) = delete;
-  ~Shift() {
-    if (errand_ != nullptr) errand_->stop();
+  ProgressTurn(const ProgressTurn&) = delete;
+  ProgressTurn& operator=(const ProgressTurn&) = delete;
+  ~ProgressTurn() {
+    if (progress_engine_ != nullptr) progress_engine_->stop();
   }
 
  private:
-  Errand* errand_;
+  ProgressEngine* progress_engine_;
 };
 
 /// Waiting that always ends: with the condition, a failed peer, Ctrl-C or the time-out.
-class Vigil {
+class Waiter {
  public:
-  Vigil(const Arena& arena, const Options& options, const Clock& clock, int rank)
+  Waiter(const Arena& arena, const Options& options, const Clock& clock, int rank)
       : arena_(arena), options_(options), clock_(clock), rank_(rank) {}
 
   /// Waits until `condition.ready()`, asleep on `bell` most of the time.
@@ -52,11 +52,12 @@ class Vigil {
   /// A condition has four members: `ready()` may do work that is due and is asked again after
   /// every ring and every nap; `missing()` is the text of a time-out; `hopeless()` tells why the
   /// wait cannot end any more, or nothing; `wake_at()` is a time to look again, or 0. With an
-  /// `errand`, the rank runs that instead of sleeping on the bell.
+  /// `progress_engine`, the rank runs that instead of sleeping on the bell.
   template <class Condition>
-  void wait(RoundNumber round, Bell& bell, Condition& condition, Errand* errand = nullptr) {
-    const Shift shift(errand);
-    if (errand == nullptr && look(condition)) return;
+  void wait(RoundNumber round, Bell& bell, Condition& condition,
+            ProgressEngine* progress_engine = nullptr) {
+    const ProgressTurn turn(progress_engine);
+    if (progress_engine == nullptr && look(condition)) return;
     const Nanoseconds start = clock_.now();
     for (;;) {
       const std::uint32_t ticket = bell.ticket();
@@ -72,7 +73,7 @@ class Vigil {
         fail(round, FailureKind::timeout, condition.missing(after(now - start)));
       }
       const Nanoseconds rest = nap(now, start + options_.timeout, condition.wake_at());
-      errand == nullptr ? bell.sleep(ticket, rest) : errand->run(rest);
+      progress_engine == nullptr ? bell.sleep(ticket, rest) : progress_engine->run(rest);
     }
   }
 
@@ -90,7 +91,7 @@ class Vigil {
 
   template <class Condition>
   bool look(Condition& condition) {
-    for (int i = 0; i < options_.patience.spins; ++i) {
+    for (int i = 0; i < options_.spin_limits.spins; ++i) {
       if (condition.ready()) return true;
       pause_briefly();
     }
@@ -98,7 +99,7 @@ class Vigil {
       --waits_without_yield_;
       return false;
     }
-    for (int i = 0; i < options_.patience.yields; ++i) {
+    for (int i = 0; i < options_.spin_limits.yields; ++i) {
       const Nanoseconds yielded_at = clock_.now();
       sched_yield();
       const bool costly = clock_.now() - yielded_at > kCostlyYield;
