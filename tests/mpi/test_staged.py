@@ -11,7 +11,7 @@ import hvd_backup.torch as hvd
 from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.torch import staging
 from hvd_backup.torch.compression import Compression
-from hvd_backup.torch.encoding import Encoding, GradientSpec
+from hvd_backup.torch.encoding import Encoding, Form
 from hvd_backup.torch.means import Means
 from hvd_backup.torch.on_host import OnHost
 from hvd_backup.torch.staged import Staged
@@ -82,7 +82,7 @@ def test_some_parameters_can_be_staged_and_others_be_in_place():
     with runtime.current().failing_together():
         exchange = Exchange(layout.flats, name="mixed", signature=layout.signature)
     forms = [
-        GradientSpec(name, slot, ctx, kind)
+        Form(name, slot, ctx, kind)
         for name, slot, ctx in zip(names, layout.gradients(exchange.slots), contexts, strict=True)
     ]
     means = Means(params, forms)
