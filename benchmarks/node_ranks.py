@@ -24,7 +24,7 @@ from mpi4py import MPI
 
 import hvd_backup as hb
 from hvd_backup.rounds.exchange import Exchange
-from hvd_backup.world import internode, runtime
+from hvd_backup.world import node_service, runtime
 
 STEP_S = 0.02
 
@@ -92,7 +92,7 @@ def service(args: argparse.Namespace) -> None:
             exchange.wait()
         hb.shutdown()
         for running, _board in runtime._services:  # noqa: SLF001
-            internode.close(running, failed=False)
+            node_service.close(running, failed=False)
         runtime._services.clear()  # noqa: SLF001
         comm.Barrier()
     everybody = comm.gather(times)

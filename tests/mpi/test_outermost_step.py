@@ -315,6 +315,7 @@ def test_a_backward_within_step_is_refused_as_no_other_rank_would_see_its_gradie
     opt.close()
 
 
+@pytest.mark.skipif(SIZE > 2, reason="compiling takes seconds: in worlds of 1 and 2 ranks")
 def test_a_training_function_may_be_compiled_with_its_step():
     p = vector()
     opt = hvd.DistributedOptimizer(optim.SGD([p], lr=1.0))

@@ -91,10 +91,10 @@ class _Presence:
         places: dict[int, list[int]] = {}
         for i, variable in enumerate(variables):
             places.setdefault(id(variable_of(variable)), []).append(i)
-        self._topology = places
+        self._places = places
 
     def turns(self) -> Callable[[Any], Any]:
-        turns = {key: itertools.cycle(places) for key, places in self._topology.items()}
+        turns = {key: itertools.cycle(places) for key, places in self._places.items()}
         return lambda variable: self._present[next(turns[id(variable_of(variable))])]
 
 

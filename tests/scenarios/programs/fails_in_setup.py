@@ -14,8 +14,7 @@ from facts import ARGUMENTS, tell
 import hvd_backup as hb
 from hvd_backup import _core
 from hvd_backup.rounds import exchange
-from hvd_backup.world import board, internode, launch
-from hvd_backup.world import topology as places
+from hvd_backup.world import board, launch, node_service, topology
 
 WHO, POINT, WAY = int(ARGUMENTS[0]), ARGUMENTS[1], ARGUMENTS[2]
 RANK = launch.detect(os.environ).rank
@@ -28,14 +27,14 @@ ERRORS = {
 POINTS = {
     "segment of the board": (_core.Segment, "create" if WHO % 2 == 0 else "open", 1),
     "board": (board.Board, "__init__", 1),
-    "doorbell": (internode.NodeService, "__init__", 1),
-    "data": (internode.NodeService, "_data_transport", 1),
+    "doorbell": (node_service.NodeService, "__init__", 1),
+    "data": (node_service.NodeService, "_data_transport", 1),
     "service": (_core, "NodeService", 1),
-    "reads": (places.Topology, "can_read_remote", 1),
-    "spin_limits": (places.Topology, "choose_spin_limits", 1),
+    "reads": (topology.Topology, "can_read_remote", 1),
+    "spin_limits": (topology.Topology, "choose_spin_limits", 1),
     "arena": (exchange.Exchange, "_place", 1),
-    "segment of an arena": (places.Topology, "shared_segment", 3),
-    "serve": (internode.NodeService, "serve", 1),
+    "segment of an arena": (topology.Topology, "shared_segment", 3),
+    "serve": (node_service.NodeService, "serve", 1),
     "collective": (_core, "Collective", 1),
 }
 
