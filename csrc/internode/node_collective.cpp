@@ -25,7 +25,7 @@ NodeCollective::NodeCollective(std::uint32_t channel, const Arena& arena, const 
       node_(node),
       data_(data),
       clock_(clock),
-      reducer_(arena_, options_, clock_, -1),
+      reducer_(arena_, options_, clock_, -1, Output::node_sum),
       exchange_(arena_, data_, nodes_.count(), node, channel),
       reported_(static_cast<std::size_t>(nodes.world())),
       left_(static_cast<std::size_t>(nodes.world())) {

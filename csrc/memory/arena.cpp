@@ -36,7 +36,7 @@ Range Arena::own_part(const ArenaSpec& spec) {
 }
 
 bool Arena::owns_its_slot() const {
-  return is_part() && ranks_.size() == 1 && slot_stride_ >= kOwnFrom;
+  return spans_nodes() && ranks_.size() == 1 && slot_stride_ >= kOwnFrom;
 }
 
 Arena::Arena(const ArenaSpec& spec, std::byte* memory)
@@ -63,7 +63,7 @@ Arena::Arena(const ArenaSpec& spec, std::byte* memory)
     sum_bytes += round_up(flat.count * wide, kLine);
   }
   slot_stride_ = round_up(std::max(contribution_bytes_, kLine), kPage);
-  result_stride_ = is_part() ? round_up(std::max(sum_bytes, kLine), kPage) : slot_stride_;
+  result_stride_ = spans_nodes() ? round_up(std::max(sum_bytes, kLine), kPage) : slot_stride_;
   offsets_ = place();
 }
 
@@ -145,7 +145,7 @@ std::atomic<std::uint64_t>& Arena::chunk_done(int buffer, std::size_t chunk) con
 Bell& Arena::released_bell() const { return header().released; }
 
 std::uint64_t Arena::released_by_all() const {
-  std::uint64_t least = is_part() ? service().released.load(std::memory_order_acquire) : kUnbounded;
+  std::uint64_t least = spans_nodes() ? service().released.load(std::memory_order_acquire) : kUnbounded;
   for (const int rank : ranks_) {
     least = std::min(least, member(rank).released.load(std::memory_order_acquire));
   }

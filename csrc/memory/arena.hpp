@@ -129,7 +129,7 @@ class Arena {
   std::vector<int> ranks_among(const std::vector<int>& ranks) const;
   bool has(int rank) const { return local_[static_cast<std::size_t>(rank)] >= 0; }
   /// Whether the world has other nodes: then a service thread takes part, as one more member.
-  bool is_part() const { return ranks_.size() < static_cast<std::size_t>(spec_.world); }
+  bool spans_nodes() const { return ranks_.size() < static_cast<std::size_t>(spec_.world); }
   Member& service() const { return member(spec_.world); }
   /// Bytes of one contribution, all flats.
   std::size_t contribution_bytes() const { return contribution_bytes_; }
@@ -173,7 +173,7 @@ class Arena {
 
   Header& header() const;
   /// Of a ledger: every rank, or the service thread alone.
-  int writers() const { return is_part() ? 1 : spec_.world; }
+  int writers() const { return spans_nodes() ? 1 : spec_.world; }
   std::size_t record(RoundNumber number) const;
   Offsets place() const;
   bool owns_its_slot() const;

@@ -66,11 +66,13 @@ bool publish_buffer(std::atomic<std::uint64_t>& word, RoundNumber number, int bu
   return word.compare_exchange_strong(seen, mine, std::memory_order_acq_rel);
 }
 
-ChunkReducer::ChunkReducer(const Arena& arena, const Options& options, const Clock& clock, int rank)
+ChunkReducer::ChunkReducer(const Arena& arena, const Options& options, const Clock& clock, int rank,
+                           Output output)
     : arena_(arena),
       options_(options),
       clock_(clock),
       rank_(rank),
+      output_(output),
       stream_(arena.contribution_bytes() >= kStreamFrom) {}
 
 void ChunkReducer::begin(RoundNumber number, const std::vector<int>& contributors, bool first) {
@@ -136,13 +138,13 @@ Nanoseconds ChunkReducer::wake_at() const {
 
 std::atomic<std::uint64_t>& ChunkReducer::goal() const {
   RoundControl& round = arena_.round(number_);
-  return arena_.is_part() ? round.summed : round.published;
+  return output_ == Output::node_sum ? round.summed : round.published;
 }
 
 int ChunkReducer::published() const { return published_buffer(goal(), number_); }
 
 const std::byte* ChunkReducer::only_contribution() const {
-  if (!arena_.is_part() || contributors_.size() != 1 || any_remote_) return nullptr;
+  if (output_ != Output::node_sum || contributors_.size() != 1 || any_remote_) return nullptr;
   const Operand& only = contributors_.front().operand;
   for (const Flat& flat : arena_.spec().flats) {
     if (sum_type(flat.dtype) != flat.dtype) return nullptr;
@@ -240,12 +242,12 @@ void ChunkReducer::reduce_in_place(const Chunk& chunk, std::byte* result) {
 void ChunkReducer::add(const Chunk& chunk, std::size_t first, std::size_t count,
                        std::byte* result) {
   const DType dtype = arena_.spec().flats[chunk.flat].dtype;
-  const bool part = arena_.is_part();
-  const std::size_t element = size_of(part ? sum_type(dtype) : dtype);
-  std::byte* to = result + (part ? chunk.sum_offset : chunk.offset) + first * element;
+  const bool is_sum = output_ == Output::node_sum;
+  const std::size_t element = size_of(is_sum ? sum_type(dtype) : dtype);
+  std::byte* to = result + (is_sum ? chunk.sum_offset : chunk.offset) + first * element;
   if (operands_.empty()) {
     std::fill_n(to, count * element, std::byte{0});
-  } else if (part) {
+  } else if (is_sum) {
     weighted_sum(dtype, operands_.data(), operands_.size(), count, to);
   } else {
     weighted_mean(dtype, operands_.data(), operands_.size(), count, divisor_, to, stream_);

@@ -22,10 +22,13 @@ int published_buffer(const std::atomic<std::uint64_t>& word, RoundNumber number)
 /// Names it, unless another was named for the round before. True if it is this one.
 bool publish_buffer(std::atomic<std::uint64_t>& word, RoundNumber number, int buffer);
 
+/// What a reduction writes: the round's result, or the sum over the node's contributors, in
+/// sum_type(dtype), of which SumAllreduce makes the result.
+enum class Output { result, node_sum };
+
 /// A node's work on one sealed round: its contributors take chunks from a shared counter and write
-/// their mean to a result buffer; whoever finishes the last chunk publishes the buffer. In a world
-/// of several nodes it is not the mean but the sum, which SumAllreduce takes from there. If all of
-/// them abstain, it is zero.
+/// their mean, or the node's sum, to a result buffer; whoever finishes the last chunk publishes the
+/// buffer. If all of them abstain, it is zero.
 ///
 /// Chunks of flats in device memory are added there, and copied to the results of all ranks.
 ///
@@ -35,7 +38,8 @@ bool publish_buffer(std::atomic<std::uint64_t>& word, RoundNumber number, int bu
 /// another round before it, too, has released this one.
 class ChunkReducer {
  public:
-  ChunkReducer(const Arena& arena, const Options& options, const Clock& clock, int rank);
+  ChunkReducer(const Arena& arena, const Options& options, const Clock& clock, int rank,
+               Output output);
 
   /// Starts with round `number`, to which these ranks of the node contribute. One rank goes
   /// `first`; the others wait a little for it to choose a buffer, lest each touches one of its own.
@@ -98,6 +102,7 @@ class ChunkReducer {
   const Options& options_;
   const Clock& clock_;
   int rank_;
+  Output output_;
   bool stream_;
   RoundNumber number_ = 0;
   double divisor_ = 1;  // the weights, summed in ascending order of rank

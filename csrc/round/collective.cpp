@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -65,7 +64,6 @@ Collective::Collective(const Arena& arena, int rank, Options options, const Cloc
       options_(std::move(options)),
       clock_(clock),
       waiter_(arena_, options_, clock_, rank),
-      reducer_(arena_, options_, clock_, rank),
       shares_(arena_.spec().world, options_.policy.world - options_.policy.quorum) {
   validate(options_.policy);
   if (!options_.policy.waits || options_.policy.max_staleness != 0) {
@@ -79,10 +77,12 @@ Collective::Collective(const Arena& arena, int rank, Options options, const Cloc
     throw InvalidArgument("rank " + std::to_string(rank) + " is not of this arena's node, which " +
                           "has ranks " + join(arena_.ranks()));
   }
-  if (arena_.is_part() && options_.service == nullptr) {
+  if (arena_.spans_nodes() && options_.service == nullptr) {
     throw InvalidArgument("a world of several nodes needs a service thread");
   }
   check_device_flats();
+  referee_ = make_referee(arena_, rank_, options_, clock_);
+  worker_ = make_worker(arena_, rank_, options_, clock_);
   arena_.member(rank_).pid.store(getpid());
 }
 
@@ -101,25 +101,10 @@ void Collective::skip() {
 
 bool Collective::sealed_without_me() const {
   if (phase_ == Phase::arrived || phase_ == Phase::waiting) return false;
-  std::vector<std::uint64_t> words(RoundLedger::words(options_.policy.world));
-  arena_.ledger(number()).read(words.data());
-  const RoundLedger ledger(options_.policy, words.data());
-  return ledger.number() == number() && ledger.is_sealed() && !ledger.contains(rank_);
+  return referee_->is_sealed_without_me(number());
 }
 
-std::vector<int> Collective::missing() const {
-  std::vector<std::uint64_t> words(RoundLedger::words(options_.policy.world));
-  arena_.ledger(number()).read(words.data());
-  const RoundLedger ledger(options_.policy, words.data());
-  std::vector<int> ranks;
-  for (int rank = 0; rank < options_.policy.world; ++rank) {
-    const bool in_ledger = ledger.number() == number() && ledger.contains(rank);
-    // Between nodes the ledger is told of arrivals a little later.
-    const bool announced = arena_.member(rank).arrived.load() == number() + 1;
-    if (!in_ledger && !announced) ranks.push_back(rank);
-  }
-  return ranks;
-}
+std::vector<int> Collective::missing() const { return referee_->missing(number()); }
 
 std::vector<RoundNumber> Collective::progress() const {
   std::vector<RoundNumber> released;
@@ -218,8 +203,11 @@ void Collective::start_round() {
         ": wait() must follow arrive(); it has not been called, or an exception " +
         "came between them");
   }
+  if (phase_ == Phase::loaded) {
+    throw InvalidArgument("round " + std::to_string(number_) +
+                          ": release() must follow wait() before the next round begins");
+  }
   check_not_interrupted();
-  release();
   const Nanoseconds start = clock_.now();
   waiter_.check_failure();
   RoomCondition room(arena_, number_);
@@ -236,9 +224,9 @@ void Collective::contribute(double weight, const std::byte* in) {
   unstaged_ = in;
   entry.weight.store(weight, std::memory_order_relaxed);
   entry.address.store(reinterpret_cast<std::uintptr_t>(in), std::memory_order_relaxed);
-  const Arrival arrival = arena_.is_part() ? announce() : enter(weight);
-  sealed_it_ = arrival == Arrival::sealed;
-  lost_ = arrival == Arrival::late;
+  // In lockstep a contribution's version is the number of its round.
+  lost_ = referee_->arrive(number_, number_, weight) == Arrival::late;
+  arrived_at_ = referee_->arrived_at();
   phase_ = Phase::arrived;
 }
 
@@ -251,55 +239,6 @@ void Collective::stage_if_asked() {
   copy_bytes(slot(), std::exchange(unstaged_, nullptr), bytes, false);
   arena_.entry(number_, rank_).address.store(0, std::memory_order_release);
   arena_.round(number_).bell.ring();
-}
-
-void Collective::stamp() {
-  arrived_at_ = clock_.now();
-  arena_.entry(number_, rank_).arrived_at.store(arrived_at_, std::memory_order_relaxed);
-}
-
-// Between nodes it is the coordinator who decides.
-Arrival Collective::announce() {
-  const bool late = sealed_without_me();
-  stamp();
-  const ProgressTurn turn(options_.progress_engine.get());
-  arena_.member(rank_).arrived.store(number_ + 1, std::memory_order_release);
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // of two at a time, one sees the other
-  const bool begins = options_.policy.needs_every_rank() && arena_.all_arrived(number_);
-  if (begins) arena_.round(number_).bell.ring();
-  if (options_.progress_engine != nullptr) {
-    options_.progress_engine->run(0);
-  } else {
-    ring_service();
-  }
-  return late ? Arrival::late : Arrival::joined;
-}
-
-Arrival Collective::enter(double weight) {
-  bool ring = false;
-  const Arrival outcome =
-      arena_.ledger(number_).update(rank_, [&](std::uint64_t* words, bool& modified) {
-        RoundLedger ledger(options_.policy, words);
-        if (ledger.number() != number_) ledger.open(number_);
-        const bool was_sealed = ledger.is_sealed();
-        stamp();  // after the arrivals that this one follows: the ledger's times are in their order
-        const Arrival arrival = ledger.arrive(rank_, number_, weight, arrived_at_);
-        modified = arrival != Arrival::late || was_sealed != ledger.is_sealed();
-        ring = modified && ledger.has_quorum();
-        return arrival;
-      });
-  if (ring) arena_.round(number_).bell.ring();
-  return outcome;
-}
-
-void Collective::expire_grace() {
-  const Nanoseconds now = clock_.now();
-  const bool sealed =
-      arena_.ledger(number_).update(rank_, [&](std::uint64_t* words, bool& modified) {
-        return modified = RoundLedger(options_.policy, words).expire(now);
-      });
-  if (sealed) arena_.round(number_).bell.ring();
-  sealed_it_ = sealed_it_ || sealed;
 }
 
 void Collective::check_not_interrupted() const {
@@ -320,6 +259,7 @@ RoundReport Collective::finish(std::byte* out) {
     throw InvalidArgument("round " + std::to_string(number_) + ": wait() before arrive()");
   }
   const Nanoseconds start = clock_.now();
+  worker_->enter(number_);
   ResultCondition result(*this, out);
   phase_ = Phase::waiting;
   waiter_.wait(number_, arena_.round(number_).bell, result, options_.progress_engine.get());

@@ -1,14 +1,16 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "base/clock.hpp"
 #include "memory/arena.hpp"
-#include "round/chunk_reducer.hpp"
 #include "round/options.hpp"
+#include "round/referee.hpp"
 #include "round/shares.hpp"
 #include "round/waiter.hpp"
+#include "round/worker.hpp"
 
 namespace hvd_backup {
 
@@ -76,8 +78,8 @@ class Collective {
   /// The buffer with the result, from wait() to release().
   int result_buffer() const { return buffer_; }
   const std::byte* result() const { return arena_.result(buffer_); }
-  /// This rank no longer reads the result. arrive() and skip() imply it. Sleeps while a stream
-  /// reads it in device memory.
+  /// This rank no longer reads the result, and may write its slot. Follows wait(); between rounds
+  /// it does nothing. Sleeps while a stream reads the result in device memory.
   void release();
 
   /// One whole round of a single flat, from private memory to private memory; `in` and `out` may
@@ -102,11 +104,7 @@ class Collective {
   void start_round();
   void contribute(double weight, const std::byte* in);
   void stage_if_asked();
-  void stamp();
-  Arrival enter(double weight);
-  Arrival announce();
   void ring_service() const;
-  void expire_grace();
   RoundReport finish(std::byte* out);
   RoundReport finish_unstaged(std::byte* out);
   void fold_carried(double& weight);
@@ -121,13 +119,13 @@ class Collective {
   Options options_;
   const Clock& clock_;
   Waiter waiter_;
-  ChunkReducer reducer_;
+  std::unique_ptr<Referee> referee_;
+  std::unique_ptr<Worker> worker_;
   Shares shares_;
   Phase phase_ = Phase::computing;
   RoundNumber number_ = 0;
   Nanoseconds blocked_ = 0;              // in this round, before it arrived
   Nanoseconds arrived_at_ = 0;           // in this round; 0: skipped
-  bool sealed_it_ = false;               // this rank closed this round
   bool lost_ = false;                    // this round's contribution is known to be late
   double weight_ = 0;                    // of this round's contribution
   const std::byte* unstaged_ = nullptr;  // where that is, if others read it where it is

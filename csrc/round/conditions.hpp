@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "round/collective.hpp"
+#include "round/copier.hpp"
 
 namespace hvd_backup {
 
@@ -12,6 +13,7 @@ class Collective::RoomCondition {
  public:
   RoomCondition(const Arena& arena, RoundNumber number) : arena_(arena), number_(number) {}
 
+  static void work() {}
   bool ready() const;
   std::string missing(const std::string& after) const;
   static std::string hopeless() { return {}; }
@@ -24,13 +26,14 @@ class Collective::RoomCondition {
   RoundNumber number_;
 };
 
-/// A round is sealed and its result readable. Does this rank's share of the work, and copies the
-/// result to `out` (may be nullptr) chunk by chunk as it becomes final.
+/// A round is sealed and its result readable, and copied to `out` (may be nullptr). The referee
+/// tells whether it is sealed, the worker does this rank's share, the copier takes the result out.
 class Collective::ResultCondition {
  public:
   ResultCondition(Collective& owner, std::byte* out);
 
-  bool ready();
+  void work();
+  bool ready() const { return owner_.buffer_ >= 0; }
   std::string missing(const std::string& after) const;
   std::string hopeless() const;
   Nanoseconds wake_at() const;
@@ -39,21 +42,9 @@ class Collective::ResultCondition {
   RoundReport report(Nanoseconds waited) const;
 
  private:
-  bool seal_seen();
-  bool has_work() const;
-  void start_helping();
-  int unfinished() const;
-  void copy_out(int buffer, bool all);
-
   Collective& owner_;
-  std::byte* out_;
-  std::vector<std::uint64_t> words_;
-  RoundLedger ledger_;
+  Copier copier_;
   bool sealed_ = false;
-  bool begun_ = false;  // this rank knows what its node's share of the work is
-  bool helping_ = false;
-  int copied_from_ = -1;    // the result buffer
-  std::size_t copied_ = 0;  // chunks of it
 };
 
 }  // namespace hvd_backup

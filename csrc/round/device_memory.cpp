@@ -28,7 +28,7 @@ void Collective::check_device_flats() const {
                           std::to_string(arena_.spec().buffers) +
                           " results in device memory; the mapped memory does not fit that");
   }
-  if (arena_.is_part() || options_.late == Late::carry) {
+  if (arena_.spans_nodes() || options_.late == Late::carry) {
     throw InvalidArgument("flats in device memory need a world of one node, and late=drop");
   }
 }

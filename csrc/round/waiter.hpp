@@ -49,10 +49,11 @@ class Waiter {
 
   /// Waits until `condition.ready()`, asleep on `bell` most of the time.
   ///
-  /// A condition has four members: `ready()` may do work that is due and is asked again after
-  /// every ring and every nap; `missing()` is the text of a time-out; `hopeless()` tells why the
-  /// wait cannot end any more, or nothing; `wake_at()` is a time to look again, or 0. With an
-  /// `progress_engine`, the rank runs that instead of sleeping on the bell.
+  /// A condition has five members. `work()` looks, and does what is due; it is called after every
+  /// ring and every nap. `ready()` tells what that has led to. `missing()` is the text of a
+  /// time-out. `hopeless()` tells why the wait cannot end any more, or nothing. `wake_at()` is a
+  /// time to look again, or 0. With a `progress_engine`, the rank runs that instead of sleeping on
+  /// the bell.
   template <class Condition>
   void wait(RoundNumber round, Bell& bell, Condition& condition,
             ProgressEngine* progress_engine = nullptr) {
@@ -61,7 +62,7 @@ class Waiter {
     const Nanoseconds start = clock_.now();
     for (;;) {
       const std::uint32_t ticket = bell.ticket();
-      if (condition.ready()) return;
+      if (is_over(condition)) return;
       const Nanoseconds now = clock_.now();
       check(round, now);
       if (const std::string why = condition.hopeless(); !why.empty()) {
@@ -69,7 +70,8 @@ class Waiter {
         fail(round, FailureKind::peer, why);
       }
       if (now - start >= options_.timeout) {
-        if (condition.ready()) return;  // this rank was stopped between looking and asking the time
+        if (is_over(condition))
+          return;  // this rank was stopped between looking and asking the time
         fail(round, FailureKind::timeout, condition.missing(after(now - start)));
       }
       const Nanoseconds rest = nap(now, start + options_.timeout, condition.wake_at());
@@ -90,9 +92,15 @@ class Waiter {
   void patrol(RoundNumber round, Nanoseconds now);
 
   template <class Condition>
+  static bool is_over(Condition& condition) {
+    condition.work();
+    return condition.ready();
+  }
+
+  template <class Condition>
   bool look(Condition& condition) {
     for (int i = 0; i < options_.spin_limits.spins; ++i) {
-      if (condition.ready()) return true;
+      if (is_over(condition)) return true;
       pause_briefly();
     }
     if (waits_without_yield_ > 0) {
@@ -107,7 +115,7 @@ class Waiter {
         waits_without_yield_ = penalty_;
         penalty_ = std::min(2 * penalty_, kLargestPenalty);
       }
-      if (condition.ready()) return true;
+      if (is_over(condition)) return true;
       if (costly) return false;
     }
     return false;

@@ -110,14 +110,14 @@ TEST_CASE("what is carried is contributed by a rank that abstains, and nothing i
     for (const int rank : {0, 1}) {
       world[rank].release();
       store(DType::float32, world[rank].slot(), 0, 1);
-      CHECK(world[rank].arrive(1));
+      CHECK(world.contribute(rank, 1));
     }
     for (const int rank : {0, 1}) world[rank].wait();
   };
   const auto late = [&](double value, double weight) {
     world[2].release();
     store(DType::float32, world[2].slot(), 0, value);
-    CHECK(!world[2].arrive(weight));
+    CHECK(!world.contribute(2, weight));
     world[2].wait();
   };
   round_without_2();
@@ -126,10 +126,10 @@ TEST_CASE("what is carried is contributed by a rank that abstains, and nothing i
   late(std::nan(""), 0);  // on top of the 8, which it carries on
   world[2].release();
   store(DType::float32, world[2].slot(), 0, std::nan(""));
-  CHECK(world[2].arrive(0));
+  CHECK(world.contribute(2, 0));
   world[0].release();
   store(DType::float32, world[0].slot(), 0, 2);
-  CHECK(world[0].arrive(1));
+  CHECK(world.contribute(0, 1));
   CHECK_EQ(world[0].wait().weight, 3.0);
   CHECK_EQ(load(DType::float32, world[0].result(), 0), 6.0);  // (2 * 8 + 1 * 2) / 3
 }

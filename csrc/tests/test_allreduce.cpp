@@ -145,7 +145,7 @@ TEST_CASE("a late all-reduce is carried to the next, however its input would be 
     CHECK(!allreduce(2, 8, 3).contributed);
     world[0].release();
     for (std::size_t i = 0; i < way.count; ++i) store(DType::float32, world[0].slot(), i, 2);
-    CHECK(world[0].arrive(1));
+    CHECK(world.contribute(0, 1));
     const RoundReport report = allreduce(2, 4, 1);  // (3 * 8 + 1 * 4) / 4 = 7, counting 4
     CHECK(report.contributed);
     CHECK_EQ(report.weight, 5.0);

@@ -32,14 +32,14 @@ TEST_CASE("a late gradient is carried to the next contribution with its weight")
   World world(backup_workers(3, 1), carrying());
   world.round({0, 1});
   fill_slot(world[2], 50, 8);
-  CHECK(!world[2].arrive(3));
+  CHECK(!world.contribute(2, 3));
   world[2].wait();
   world[2].release();
   fill_slot(world[2], 50, 4);
-  CHECK(world[2].arrive(1));  // (3 * 8 + 1 * 4) / 4 = 7, counting 4
+  CHECK(world.contribute(2, 1));  // (3 * 8 + 1 * 4) / 4 = 7, counting 4
   world[0].release();
   fill_slot(world[0], 50, 2);
-  CHECK(world[0].arrive(1));
+  CHECK(world.contribute(0, 1));
   for (const int rank : {0, 2}) {
     const RoundReport report = world[rank].wait();
     CHECK_EQ(report.weight, 5.0);
@@ -54,7 +54,7 @@ TEST_CASE("gradients that are late again and again are carried together, and eac
   for (const float value : {1.0F, 2.0F, 9.0F}) {
     world[2].release();
     fill_slot(world[2], 50, value);
-    CHECK(!world[2].arrive(1));
+    CHECK(!world.contribute(2, 1));
     world[2].wait();
   }
   for (const double expected : {5.0, 3.0}) {  // (1 + 2 + 9 + 8) / 4; then nothing is left
@@ -64,9 +64,9 @@ TEST_CASE("gradients that are late again and again are carried together, and eac
                 rank == 2 && expected == 5.0 ? 8.0F
                 : expected == 5.0            ? 5.0F
                                              : 3.0F);
-      CHECK(world[rank].arrive(1));
+      CHECK(world.contribute(rank, 1));
     }
-    world[1].skip();
+    world.skip(1);
     for (const int rank : {0, 1, 2}) {
       CHECK_EQ(world[rank].wait().weight, expected == 5.0 ? 5.0 : 2.0);
       CHECK_EQ(element(world[rank], 0), expected);
@@ -79,16 +79,16 @@ TEST_CASE("what is carried survives a skipped round") {
   world.round({0, 1});
   world.round({0, 1});
   fill_slot(world[2], 50, 10);
-  CHECK(!world[2].arrive(1));
+  CHECK(!world.contribute(2, 1));
   world[2].wait();
-  world[2].skip();
+  world.skip(2);
   world[2].wait();
   world[2].release();
   fill_slot(world[2], 50, 20);
-  CHECK(world[2].arrive(1));
+  CHECK(world.contribute(2, 1));
   world[0].release();
   fill_slot(world[0], 50, 0);
-  CHECK(world[0].arrive(1));
+  CHECK(world.contribute(0, 1));
   CHECK_EQ(world[2].wait().weight, 3.0);
   CHECK_EQ(element(world[2], 7), 10.0);  // (10 + 20 + 0) / 3
 }

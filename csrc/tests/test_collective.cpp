@@ -140,7 +140,7 @@ TEST_CASE("who skips a sealed round goes through it, and contributes to the next
   World world(backup_workers(3, 1));
   world.round({0, 1});
   CHECK_EQ(world[2].number(), 0);
-  world[2].skip();
+  world.skip(2);
   const RoundReport report = world.finish(2);
   CHECK(!report.contributed);
   CHECK_EQ(report.my_arrival_at, 0);
@@ -161,7 +161,7 @@ TEST_CASE("a rank is told that the round is sealed without it, and only then") {
   CHECK(!world[1].sealed_without_me());
   world.finish(0);
   CHECK(!world[0].sealed_without_me());  // its next round is open
-  world[2].skip();
+  world.skip(2);
   CHECK(!world[2].sealed_without_me());  // it is in the round already, on its way out
   world.finish(2);
   CHECK(!world[2].sealed_without_me());
@@ -275,7 +275,7 @@ TEST_CASE("a waiting rank seals the round itself when the grace is over") {
   const Nanoseconds start = monotonic_clock().now();
   world.round({0, 1});
   CHECK(monotonic_clock().now() - start >= 30 * kMillisecond);
-  world[2].skip();
+  world.skip(2);
   CHECK_EQ(world.finish(2).contributors, std::vector<int>({0, 1}));
 }
 
@@ -335,10 +335,10 @@ TEST_CASE("whoever waits is woken when it can go on, and need not look again by 
     world.finish(1);
     world.arrive(0);
     world.arrive(1);
-    world[2].skip();
+    world.skip(2);
     world.finish(2);
     std::thread late([&] {
-      world[2].skip();
+      world.skip(2);
       world.finish(2);
       note(1);
     });
@@ -355,7 +355,7 @@ TEST_CASE("whoever waits is woken when it can go on, and need not look again by 
     world.arrive(1);
     for (const int rank : {0, 1}) world.finish(rank);
     for (int round = 0; round < 2; ++round) {
-      world[2].skip();
+      world.skip(2);
       world.finish(2);
     }
     world[2].release();
@@ -367,8 +367,8 @@ TEST_CASE("calls in the wrong order are refused and do no harm") {
   World world(backup_workers(2, 0));
   CHECK_THROWS_WITH(world[0].wait(), InvalidArgument, "round 0: wait() before arrive()");
   world.arrive(0);
-  CHECK_THROWS_WITH(world[0].arrive(), InvalidArgument, "round 0: wait() must follow arrive()");
-  CHECK_THROWS_WITH(world[0].skip(), InvalidArgument, "wait() must follow arrive()");
+  CHECK_THROWS_WITH(world.contribute(0), InvalidArgument, "round 0: wait() must follow arrive()");
+  CHECK_THROWS_WITH(world.skip(0), InvalidArgument, "wait() must follow arrive()");
   world[0].release();  // nothing to release yet
   world.arrive(1);
   world.finish(0);
@@ -384,7 +384,7 @@ TEST_CASE("a weight that cannot be is refused before anything is contributed") {
   World world(backup_workers(2, 0));
   world.fill(0);
   for (const double weight : {-2.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
-    CHECK_THROWS_WITH(world[0].arrive(weight), InvalidArgument,
+    CHECK_THROWS_WITH(world.contribute(0, weight), InvalidArgument,
                       "must be 0 (to abstain) or between 1e-30 and 1e+30");
   }
   world.round({0, 1});

@@ -112,6 +112,7 @@ int live(int rank, const Segment& segment, const ArenaSpec& spec, int late) {
   bool good = true;
   for (int round = 0; round < kRounds; ++round) {
     const std::vector<float> mine(100, static_cast<float>(rank + round));
+    collective.release();
     std::memcpy(mapped->slot(), mine.data(), 400);
     std::memcpy(collective.slot() + arena.flat_offset(1), mine.data(), 40);
     const RoundReport report = collective.arrive_and_wait();
@@ -172,7 +173,7 @@ DEVICE_CASE(
   for (int i = 0; i < 3; ++i) world.round({0, 2});
   for (int i = 0; i < 3; ++i) {
     CHECK(world[1].sealed_without_me());
-    world[1].skip();
+    world.skip(1);
     world.finish(1);
   }
   world.round({1, 2});

@@ -61,9 +61,9 @@ TEST_CASE("a rank that waits for a round nobody has entered times out, too") {
   FastTime time;
   World world(backup_workers(3, 1), time.setup());
   world.round({0, 1});
-  world[2].skip();
+  world.skip(2);
   world.finish(2);
-  world[2].skip();
+  world.skip(2);
   CHECK_THROWS_WITH(world[2].wait(), RoundTimeout, "0 of 2 contributions after");
 }
 
@@ -73,7 +73,7 @@ TEST_CASE("a record that was used before is not taken for the round that is wait
   setup.window = 1;  // two records: round 2 has that of round 0
   World world(backup_workers(3, 1), setup);
   for (int i = 0; i < 2; ++i) world.round({0, 1, 2});
-  world[2].skip();
+  world.skip(2);
   CHECK_THROWS_WITH(world[2].wait(), RoundTimeout,
                     "round 2, rank 2: 0 of 2 contributions after 60.0 s; missing ranks 0, 1, 2");
 }
@@ -85,10 +85,10 @@ TEST_CASE("after a time-out every rank gets its text, whatever it does next") {
   CHECK_THROWS_AS(world[1].wait(), RoundTimeout);
   const char* text = "rank 1 failed: round 0, rank 1: 3 of 4 contributions";
   CHECK_THROWS_WITH(world[0].wait(), RoundTimeout, text);
-  CHECK_THROWS_WITH(world[2].arrive(), RoundTimeout, text);
+  CHECK_THROWS_WITH(world.contribute(2), RoundTimeout, text);
   CHECK_THROWS_WITH(world[3].wait(), RoundTimeout, text);
   CHECK_THROWS_WITH(world[1].wait(), RoundTimeout, "round 0, rank 1: 3 of 4");
-  CHECK_THROWS_WITH(world[2].skip(), RoundTimeout, text);
+  CHECK_THROWS_WITH(world.skip(2), RoundTimeout, text);
 }
 
 TEST_CASE_WITHIN(20, "a rank that times out wakes all who wait, at once") {
@@ -187,8 +187,8 @@ TEST_CASE("fail() ends every rank's waits with its text") {
   world.arrive(0);
   world[2].fail("ValueError: no such batch");
   CHECK_THROWS_WITH(world[0].wait(), PeerFailed, "rank 2 failed: ValueError: no such batch");
-  CHECK_THROWS_WITH(world[1].arrive(), PeerFailed, "rank 2 failed: ValueError: no such batch");
-  CHECK_THROWS_WITH(world[2].arrive(), PeerFailed, "ValueError");
+  CHECK_THROWS_WITH(world.contribute(1), PeerFailed, "rank 2 failed: ValueError: no such batch");
+  CHECK_THROWS_WITH(world.contribute(2), PeerFailed, "ValueError");
 }
 
 TEST_CASE("a result that is there can be loaded even after a failure") {
@@ -267,8 +267,8 @@ TEST_CASE("a rank that has left takes no further part") {
   World world(full_sync(2));
   world.round({0, 1});
   world[1].leave();
-  CHECK_THROWS_WITH(world[1].arrive(), InvalidArgument, "left");
-  CHECK_THROWS_WITH(world[1].skip(), InvalidArgument, "left");
+  CHECK_THROWS_WITH(world.contribute(1), InvalidArgument, "left");
+  CHECK_THROWS_WITH(world.skip(1), InvalidArgument, "left");
   world[1].leave();  // twice is the same as once
   world[1].release();
   CHECK_EQ(world.arena().member(1).released.load(), kUnbounded);  // and nobody waits for it

@@ -41,6 +41,6 @@ TEST_CASE("a rank that found another dead amid the round tells the others so") {
   bury(world.arena(), 2, data.data());
   CHECK_THROWS_WITH(world[0].allreduce(data.data(), data.data()), PeerFailed,
                     "round 0, rank 0: rank 2 has died amid the round");
-  CHECK_THROWS_WITH(world[1].arrive(), PeerFailed,
+  CHECK_THROWS_WITH(world.contribute(1), PeerFailed,
                     "rank 0 failed: round 0, rank 0: rank 2 has died amid the round");
 }

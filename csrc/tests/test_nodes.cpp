@@ -205,7 +205,10 @@ TEST_CASE("two threads of a process may go through rounds of two collectives at 
   }
   check::in_threads(4, [&](int i) {
     Collective& mine = *ranks[static_cast<std::size_t>(i)];
-    for (int round = 0; round < 100; ++round) CHECK_EQ(mine.arrive_and_wait().weight, 2.0);
+    for (int round = 0; round < 100; ++round) {
+      CHECK_EQ(mine.arrive_and_wait().weight, 2.0);
+      mine.release();
+    }
   });
   ranks.clear();
 }
@@ -381,7 +384,7 @@ TEST_CASE("large results reach a node that was cut off, those in memory apart an
     for (int i = 0; i < 4; ++i) world.round({0, 1});
     world.network().data.connect(2);
     for (int i = 0; i < 4; ++i) {
-      world[2].skip();
+      world.skip(2);
       CHECK(!world.finish(2).contributed);
     }
   }
@@ -407,10 +410,11 @@ TEST_CASE("random sleeps, skips and private memory on nodes of all sizes leave a
       for (int i = 0; i < 30; ++i) {
         if (dice() % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(dice() % 800));
         if (world[rank].sealed_without_me() && dice() % 2 == 0) {
-          world[rank].skip();
+          world.skip(rank);
           CHECK(!world.finish(rank).contributed);
         } else if (in_private) {
           data = world.contribution(rank, world[rank].number());
+          world[rank].release();
           const RoundReport report = world[rank].allreduce(data.data(), data.data());
           world.check(rank, report, data.data());
         } else {

@@ -120,8 +120,8 @@ struct Pair {
   Arena arena{spec, memory.data()};
   WatchedClock clock;
   Options options;
-  ChunkReducer first{arena, options, clock, 0};
-  ChunkReducer second{arena, options, clock, 1};
+  ChunkReducer first{arena, options, clock, 0, Output::result};
+  ChunkReducer second{arena, options, clock, 1, Output::result};
 };
 
 }  // namespace

@@ -58,7 +58,7 @@ class Rank {
   }
 
   RoundReport skip() {
-    world_[rank_].skip();
+    world_.skip(rank_);
     const RoundReport report = world_.finish(rank_);
     CHECK(!report.contributed);
     return report;
@@ -67,6 +67,7 @@ class Rank {
   RoundReport allreduce() {
     const std::vector<std::byte> mine = world_.contribution(rank_, world_[rank_].number());
     std::memcpy(data_.data(), mine.data(), mine.size());
+    world_[rank_].release();
     const RoundReport report = world_[rank_].allreduce(data_.data(), data_.data());
     world_.check(rank_, report, data_.data());
     return report;

@@ -225,6 +225,17 @@ class World {
     return (*this)[rank].arrive(weight(rank, round));
   }
 
+  /// Contributes what is in the rank's slot to its next round.
+  bool contribute(int rank, double weight = 1) {
+    (*this)[rank].release();
+    return (*this)[rank].arrive(weight);
+  }
+
+  void skip(int rank) {
+    (*this)[rank].release();
+    (*this)[rank].skip();
+  }
+
   /// Waits for the round, and checks the report and every bit of the result.
   RoundReport finish(int rank) {
     const RoundReport report = (*this)[rank].wait();
