@@ -37,14 +37,31 @@ def title(call: str) -> str:
     return call if len(call) <= 60 else call[:60].partition("(")[0]
 
 
-def death(dead: str, seen_by: str, where: str, completed: int | None = None) -> str:
-    """Processes have ended; all ranks are known to have completed so many rounds before."""
+def death(dead: str, seen_by: str, where: str, last_round: str) -> str:
+    """Processes have ended; `last_round` is the text of ``last_round()``, if there were rounds."""
     several = dead.startswith("ranks")
-    last = f"round {completed - 1}" if completed else "none so far"
-    known = f" The last round that all ranks are known to have completed is {last}."
+    known = f" {last_round[0].upper()}{last_round[1:]}." if last_round else ""
     return (
         f"{dead} {'have' if several else 'has'} died, without shutdown(): {seen_by} saw it at "
-        f"{time.strftime('%H:%M:%S')}, in {where}.{known if completed is not None else ''} What "
-        f"{dead} or the launcher printed last says why (a signal, out of memory); then start again "
-        "from the last checkpoint"
+        f"{time.strftime('%H:%M:%S')}, in {where}.{known} What {dead} or the launcher printed last "
+        "says why (a signal, out of memory); then start again from the last checkpoint"
     )
+
+
+def failure(rank: int, what: str) -> str:
+    """An exception has ended a call, or the program, of a rank."""
+    return (
+        f"rank {rank} failed with {what}; what rank {rank} printed says why; then start again from "
+        "the last checkpoint"
+    )
+
+
+def last_round(completed: int, whose: str, where: str) -> str:
+    """These ranks are known to have completed so many rounds of a collective."""
+    last = f"round {completed - 1}" if completed else "none so far"
+    return f"the last round of {where} that {whose} are known to have completed is {last}"
+
+
+def moment(last_round: str) -> str:
+    """Now, by the clock and by the rounds."""
+    return "; ".join(filter(None, (f"at {time.strftime('%H:%M:%S')}", last_round)))

@@ -19,6 +19,7 @@ constexpr int kWriters = 1;
 struct StatusBoard::Control {
   alignas(64) std::atomic<std::uint32_t> flags;
   std::atomic<std::uint32_t> untold;
+  std::atomic<std::uint32_t> claimed;  // of the first rank, for the table
 };
 
 std::size_t StatusBoard::bytes(int count) {
@@ -71,6 +72,8 @@ bool StatusBoard::take_untold(int rank) {
 bool StatusBoard::is_untold(int rank) const {
   return control(rank).untold.load(std::memory_order_acquire) != 0;
 }
+
+bool StatusBoard::claim() { return control(0).claimed.exchange(1, std::memory_order_acq_rel) == 0; }
 
 void StatusBoard::set(int rank, Flag flag) {
   control(rank).flags.fetch_or(flag, std::memory_order_release);

@@ -51,6 +51,9 @@ class StatusBoard {
   /// Whether take_untold() would say so.
   bool is_untold(int rank) const;
 
+  /// Whether the caller is the first on this node to ask. One caller gets true, whoever asks.
+  bool claim();
+
   /// Flags are set for good.
   void set(int rank, Flag flag);
   std::uint32_t flags(int rank) const;

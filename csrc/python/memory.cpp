@@ -72,6 +72,7 @@ void bind_rows(py::module_& m) {
           py::arg("rank"))
       .def("written", &StatusBoard::written)
       .def("tell", &StatusBoard::tell, py::arg("rank"))
+      .def("claim", &StatusBoard::claim)
       .def("take_untold", &StatusBoard::take_untold, py::arg("rank"))
       .def(
           "set_left", [](StatusBoard& board, int rank) { board.set(rank, StatusBoard::kLeft); },

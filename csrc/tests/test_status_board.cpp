@@ -201,3 +201,20 @@ TEST_CASE_WITHIN(20, "nothing that was to be told is lost: the last message and 
     CHECK_EQ(number_of(there.read(0)), kWrites);
   });
 }
+
+TEST_CASE("of all that claim a table at the same time, exactly one gets it") {
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    const Memory memory(StatusBoard::bytes(2));
+    std::atomic<int> winners = 0;
+    std::vector<std::thread> ranks;
+    for (int rank = 0; rank < 4; ++rank) {
+      ranks.emplace_back([&] {
+        StatusBoard board(memory.data(), 2);
+        if (board.claim()) ++winners;
+      });
+    }
+    for (std::thread& rank : ranks) rank.join();
+    CHECK_EQ(winners.load(), 1);
+    CHECK(!StatusBoard(memory.data(), 2).claim());
+  }
+}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hvd_backup import _core, errors
+from hvd_backup import _core, errors, phrases
 from hvd_backup.config import HOST_ROOM, RoundOptions
 from hvd_backup.phrases import death, ranks_text, title
 from hvd_backup.rounds import mapped_memory, reports
@@ -24,6 +24,9 @@ from hvd_backup.world.table import WAY_OUT
 log = logging.getLogger("hvd_backup")
 
 Bytes = npt.NDArray[np.uint8]
+
+# A process that ends has freed its memory by then, and its lock as well.
+_ENDING_S = 5.0
 
 # MPI over TCP sends messages of less than 64 KB at once. Others ask first, and the answer queues
 # behind what the other side sends.
@@ -257,7 +260,7 @@ class Exchange:
         self._begin()
         try:
             round_ = self._core.allreduce(src, dst, weight)
-            self._runtime.went_through(self._call)
+            self._runtime.went_through(self._call, self)
         except BaseException as error:  # noqa: BLE001
             raise self._failed(error) from None
         return round_
@@ -314,7 +317,7 @@ class Exchange:
 
     def _record(self, round_: Round) -> None:
         self.stats.add(round_)
-        self._runtime.went_through(self._call)
+        self._runtime.went_through(self._call, self)
         if round_.waited_for_window_s > 0.01 and not self._warned_of_window:
             self._warn_of_window(round_)
 
@@ -342,7 +345,9 @@ class Exchange:
         if second_hand and (reason := board.reason()) is not None:
             return reason  # the first, in its own words
         if isinstance(error, errors.PeerFailed) and "has died" in str(error):
-            error = self._seen_by_the_core(error)
+            told = self._seen_by_the_core()
+            if told is not None:
+                return told
         if self._runtime.where and not str(error).endswith(self._runtime.where):
             error = type(error)(f"{error}{self._runtime.where}")
         board.fail(error)
@@ -374,31 +379,39 @@ class Exchange:
         )
         if dead := board.dead():
             board.check()  # since the last look they may have told why
-            raise errors.PeerFailed(self._death_of(dead))
+            raise board.death(dead, lambda: self._death_of(dead))
         return []
 
-    def _seen_by_the_core(self, death: errors.PeerFailed) -> errors.Error:
+    def _seen_by_the_core(self) -> errors.Error | None:
         """A death that the core saw amid a round, in the words of the first rank that tells it.
 
-        A process that ends gives up its memory, which the core reads, a little before its lock. All
-        ranks see that at the same time: so the ranks take turns.
+        A process that ends gives up its memory, which the core reads, before its lock: a large one
+        some time before. None if the lock is still held then.
         """
         board = self._runtime.board
-        deadline = time.monotonic() + 0.2
-        while not (dead := board.dead()) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        before = [rank for rank in range(self._runtime.rank) if rank not in dead]
-        deadline = time.monotonic() + 0.02 * min(len(before), 10)
-        while (told := board.reason()) is None and time.monotonic() < deadline:
+        deadline = time.monotonic() + _ENDING_S
+        while time.monotonic() < deadline:
+            if (told := board.reason()) is not None:
+                return told
+            if dead := board.dead():
+                return board.death(dead, lambda: self._death_of(dead))
             time.sleep(0.002)
-        return told or (errors.PeerFailed(self._death_of(dead)) if dead else death)
+        return None
+
+    def last_round(self) -> str:
+        """In words: the last round that all ranks are known to have completed."""
+        world = self._runtime
+        done, whose = min(self._core.progress()), "all ranks"
+        if world.node_service is not None and self.options.backup_workers == 0:
+            done = min(done, max(self._core.number - 1, 0))  # all have arrived in the one after it
+        elif world.node_service is not None:
+            whose = f"the ranks of rank {world.rank}'s node"  # no more is known of the others
+        return phrases.last_round(done, whose, self._title)
 
     def _death_of(self, dead: list[int]) -> str:
         """What is known of the ranks whose processes have ended."""
-        progress = self._core.progress()
-        done = min(progress[rank] for rank in {*self._runtime.topology.local_ranks, *dead})
         where = f"rank {self._runtime.rank}", f"round {self._core.number} of {self._title}"
-        return death(ranks_text(dead), *where, done)
+        return death(ranks_text(dead), *where, self.last_round())
 
     def _counts_late_ranks(self) -> bool:
         world = self._runtime

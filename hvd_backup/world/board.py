@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hvd_backup import errors
+from hvd_backup import errors, phrases
 from hvd_backup._core import LifeLock, Segment, StatusBoard
 
 # A rank that waits longer in one call tells the other nodes which. Set-ups are rarer than rounds,
@@ -29,6 +29,7 @@ TELL_SETUP_AFTER_S = 0.05
 
 _TEXT = 940  # bytes of a text in a status, which has two and numbers besides
 _KIND = 32
+_WHEN = 300
 
 _SETUP, _ROUND, _JOINED = "set-up", "round", "joined"
 
@@ -36,6 +37,11 @@ _SETUP, _ROUND, _JOINED = "set-up", "round", "joined"
 # itself been told of.
 _OURS = ("Mismatch", "RoundTimeout", "PeerFailed")
 _OF_ANOTHER = re.compile(r"rank \d+ (failed(:| with )|is in )")
+
+# The first rank of a node that fails writes its failure at once, unless it dies just then.
+_WRITING_S = 1.0
+# The ranks of a dead rank's node see its death first. Their words come to another node by then.
+_TELLING_S = 0.5
 
 # Changes from one collective to another that a rank remembers.
 _CHANGES = 256
@@ -107,6 +113,8 @@ class Board:
         self._untold = False  # other nodes have not been told that it is there
         self._told = False  # this rank has raised the failure, or is about to
         self._known: weakref.ref[errors.Error] | None = None  # the last error raised or told
+        self.last_round: Callable[[], str] = str
+        """In words: the last round that all ranks are known to have completed; empty for none."""
 
     @property
     def rank(self) -> int:
@@ -168,11 +176,52 @@ class Board:
         self._told = True
         if isinstance(error, errors.Error):
             self._known = weakref.ref(error)
+        if self._is_first_failure():
+            self._write_failure(error, during)
+
+    def death(self, dead: Sequence[int], text: Callable[[], str]) -> errors.Error:
+        """The error for this rank to raise, as these ranks have died; the others know of it then.
+
+        Several ranks see a death at the same time. All raise the text of the first that tells it.
+        """
+        return self._tell_once(text, self._wait_for_others(dead))
+
+    def _wait_for_others(self, dead: Sequence[int]) -> float:
+        """Seconds in which another node, which knows more of the death, may tell it."""
+        if self._local.issuperset(dead):
+            return 0
+        alive = set(range(self._world)) - set(dead) - set(self.left())
+        return _TELLING_S if min(alive) in self._local else 2 * _TELLING_S
+
+    def _tell_once(self, text: Callable[[], str], wait: float) -> errors.Error:
+        deadline = time.monotonic() + wait
         self._look()
-        if self._failures:
-            return
+        while not self._failures and time.monotonic() < deadline:
+            time.sleep(2e-3)
+            self._look()
+        if not self._is_first_failure() and (reason := self.reason()) is not None:
+            return reason
+        error = errors.PeerFailed(text())
+        self._told = True
+        self._known = weakref.ref(error)
+        self._write_failure(error, "")
+        return error
+
+    def _is_first_failure(self) -> bool:
+        """Whether no rank has told a failure before. Then this one must tell its own."""
+        self._look()
+        if not self._failures and not self._statuses.claim():
+            deadline = time.monotonic() + _WRITING_S
+            while not self._failures and time.monotonic() < deadline:
+                time.sleep(1e-3)
+                self._look()
+        return not self._failures
+
+    def _write_failure(self, error: BaseException, during: str) -> None:
+        kind = _cut(type(error).__name__, _KIND)
         text = ", in ".join(filter(None, (str(error), during)))
-        kind, text = _cut(type(error).__name__, _KIND), _cut(text, _TEXT)
+        when = "" if kind in _OURS else _cut(f" ({phrases.moment(self.last_round())})", _WHEN)
+        text = _cut(text, _TEXT - len(_json(when))) + when
         self._write(self._mine._replace(failure=kind, text=text))
         self._tell(self._rank)
 
@@ -202,13 +251,13 @@ class Board:
             is_whole = rank == self._rank or _OF_ANOTHER.match(text)
             of_kind: type[errors.Error] = getattr(errors, kind)
             return of_kind((text if is_whole else f"rank {rank} failed: {text}") + again)
-        what = f"{kind}: {text}" if text else kind
+        what = f"{kind}{'' if text.startswith(' (') else ': '}{text}"
         if rank == self._rank:
             return errors.Error(
                 f"rank {rank}: an earlier call was ended by {what}; it cannot be taken up again, "
                 f"and the other ranks raise PeerFailed{again}"
             )
-        return errors.PeerFailed(f"rank {rank} failed with {what}{again}")
+        return errors.PeerFailed(phrases.failure(rank, what) + again)
 
     def _silent_hosts(self) -> errors.PeerFailed | None:
         silent = self._statuses.silent()
@@ -398,6 +447,10 @@ class PartBoard(Board):
 
     def fail(self, error: BaseException, during: str = "") -> None:
         self._above.fail(error, during)
+
+    def death(self, dead: Sequence[int], text: Callable[[], str]) -> errors.Error:
+        # Ranks of the part are counted from 0: it knows where they are, not the world's board.
+        return self._above._tell_once(text, self._wait_for_others(dead))  # noqa: SLF001
 
     def reason(self) -> errors.Error | None:
         return self._above.reason()

@@ -52,8 +52,7 @@ class Watch:
             self.board.check_same_rounds()
         if dead := self._awaited(self.board.dead()):
             self.board.check()  # since the last look they may have told why
-            seen_by = f"rank {self.board.rank}"
-            raise errors.PeerFailed(death(ranks_text(dead), seen_by, self._title))
+            raise self.board.death(dead, lambda: self._death_of(dead))
         if lost := self._awaited(self.board.cut_off()):
             self.board.check()
             raise errors.PeerFailed(
@@ -79,6 +78,11 @@ class Watch:
             f"{self._call}: not all ranks came within {self.timeout:g} s; {who}; raise timeout= or "
             "HVD_BACKUP_TIMEOUT"
         )
+
+    def _death_of(self, dead: list[int]) -> str:
+        seen_by = f"rank {self.board.rank}"
+        last_round = self.board.last_round()
+        return death(ranks_text(dead), seen_by, self._title, last_round)
 
     def _awaited(self, some: list[int]) -> list[int]:
         return [rank for rank in some if self._ranks is None or rank in self._ranks]

@@ -38,6 +38,12 @@ class Leaver(Protocol):
     def leave(self) -> None: ...
 
 
+class Collective(Protocol):
+    """Something that goes through rounds."""
+
+    def last_round(self) -> str: ...
+
+
 class Runtime:
     """One process's membership in a world. Made by ``init()``; all ranks make it together.
 
@@ -96,12 +102,15 @@ class Runtime:
         self.one_at_a_time = threading.RLock()
         """Held by the thread that is in a call which all ranks make together."""
         self._last_call = ""
+        self._last_collective: weakref.ref[Collective] | None = None
         self._contradicted = False
         self.rounds = 0
         """Rounds this rank has been through, all exchanges together."""
         self._notes = topology.shared_segment(Board.bytes(self.size))
         # As all ranks have one now, a life lock that is not held means a dead rank.
         self.board: Board = self.together.agree(lambda: self._make_board(above))
+        this = weakref.ref(self)  # which owns the board
+        self.board.last_round = lambda: world.last_round() if (world := this()) else ""
         watch = Watch(self.board, "set-up", self.config.timeout, 0, list)
         self.together.watch(watch.look, self.board.not_told)
         self._is_part = above is not None
@@ -178,12 +187,18 @@ class Runtime:
         if self.node_service is not None:
             self.node_service.doorbell.ring()
 
-    def went_through(self, call: str) -> None:
+    def went_through(self, call: str, collective: Collective) -> None:
         """This rank has been through one more round, of this collective."""
         if call is not self._last_call:
             self._last_call = call
+            self._last_collective = weakref.ref(collective)
             self.board.changes_to(call, self.rounds)
         self.rounds += 1
+
+    def last_round(self) -> str:
+        """In words: the last round that all ranks are known to have completed; empty for none."""
+        collective = self._last_collective() if self._last_collective is not None else None
+        return collective.last_round() if collective is not None else ""
 
     def setting_up(self) -> SettingUp:
         """A context in which all ranks set something up: an error on one reaches the others.

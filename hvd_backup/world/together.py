@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
-from hvd_backup import errors
+from hvd_backup import errors, phrases
 from hvd_backup.world import local_comm
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Together:
         messages = [pickle.loads(part) for part in under_way.parts]
         for rank, message in enumerate(messages):
             if message.failure:
-                error = errors.PeerFailed(f"rank {rank} failed with {message.failure}")
+                error = errors.PeerFailed(phrases.failure(rank, message.failure))
                 self._agreed = error
                 raise error
         return [message.content for message in messages]

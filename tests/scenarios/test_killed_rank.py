@@ -75,6 +75,17 @@ def test_os_exit_is_like_a_kill(tmp_path):
         assert "rank 1 has died" in facts[rank]["text"]
 
 
+def test_a_death_that_is_seen_in_a_barrier_names_the_last_round_in_one_text(tmp_path):
+    facts = run_until_the_end(tmp_path, "os._exit in a barrier", 0)
+    (text,) = {facts[rank]["text"] for rank in (0, 2)}
+    assert re.match(
+        r"rank 1 has died, without shutdown\(\): rank [02] saw it at \d\d:\d\d:\d\d, in barrier\(\)"
+        r"\. The last round of .+ that all ranks are known to have completed is round 299\. What ",
+        text,
+    ), text
+    assert text.endswith("start again from the last checkpoint")
+
+
 @pytest.mark.parametrize("b", [0, 1])
 def test_an_exception_on_one_rank_reaches_the_others_with_its_text(tmp_path, b):
     facts = run_until_the_end(tmp_path, "raise", b)
@@ -83,6 +94,11 @@ def test_an_exception_on_one_rank_reaches_the_others_with_its_text(tmp_path, b):
         assert facts[rank]["error"] == "PeerFailed"
         assert "rank 1 failed with KeyError" in facts[rank]["text"]
         assert "a bug in the user's code" in facts[rank]["text"]
+        assert re.search(
+            r" \(at \d\d:\d\d:\d\d; the last round of .+ that all ranks are known to have completed "
+            r"is round (2\d\d)\); what rank 1 printed says why; then start again from the last check",
+            facts[rank]["text"],
+        ), facts[rank]["text"]
 
 
 def test_sys_exit_on_one_rank_makes_the_others_raise(tmp_path):

@@ -2,7 +2,11 @@
 
 import os
 import random
+import re
+import threading
+import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -116,9 +120,79 @@ def test_a_death_is_told_in_the_same_words_by_all(boards):
             boards[rank].check()
 
 
+def deaths_told_by(boards, dead, meanwhile=lambda: None):
+    """The texts of boards that see a death at the same time. To word one takes a while."""
+
+    def see(board):
+        def text():
+            time.sleep(0.05)
+            return f"rank {dead} has died, seen by rank {board.rank}"
+
+        start.wait()
+        return str(board.death([dead], text))
+
+    start = threading.Barrier(len(boards) + 1)
+    with ThreadPoolExecutor(len(boards)) as pool:
+        seen = [pool.submit(see, board) for board in boards]
+        start.wait()
+        meanwhile()
+        return [one.result() for one in seen]
+
+
+def test_ranks_that_see_a_death_at_the_same_time_raise_the_same_text():
+    boards = Nodes(range(5)).boards
+    texts = deaths_told_by(boards[:4], 4)
+    assert len(set(texts)) == 1, texts
+    assert re.fullmatch(r"rank 4 has died, seen by rank [0-3]", texts[0])
+    for board in boards[:4]:
+        with pytest.raises(PeerFailed, match="was told before"):
+            board.check()
+
+
+@pytest.mark.parametrize("dead", [1, 3])
+def test_ranks_of_two_nodes_raise_the_text_of_the_node_that_a_rank_died_on(nodes, dead):
+    def passes_on():
+        time.sleep(0.15)
+        nodes.pass_on()
+
+    living = [board for board in nodes.boards if board.rank != dead]
+    texts = deaths_told_by(living, dead, passes_on)
+    assert set(texts) == {f"rank {dead} has died, seen by rank {dead - 1}"}
+
+
+def test_a_death_is_told_though_the_rank_that_was_to_tell_it_died_then(boards, monkeypatch):
+    monkeypatch.setattr("hvd_backup.world.board._WRITING_S", 0.05)
+    monkeypatch.setattr(boards[1], "_write_failure", lambda *_: None)
+    boards[1].death([2], lambda: "never written")
+    told = boards[0].death([1, 2], lambda: "ranks 1, 2 have died, seen by rank 0")
+    assert str(told) == "ranks 1, 2 have died, seen by rank 0"
+
+
+def test_a_failure_says_when_it_was_and_what_to_do(boards):
+    boards[1].last_round = lambda: "the last round of g that all have completed is round 7"
+    boards[1].fail(KeyError("boom"), "round 9 of g")
+    with pytest.raises(PeerFailed) as told:
+        boards[0].check()
+    assert re.fullmatch(
+        r"rank 1 failed with KeyError: 'boom', in round 9 of g \(at \d\d:\d\d:\d\d; the last round "
+        r"of g that all have completed is round 7\); what rank 1 printed says why; then start "
+        r"again from the last checkpoint",
+        str(told.value),
+    )
+
+
+def test_a_long_text_leaves_room_for_the_moment(boards):
+    boards[1].last_round = lambda: "round 7"
+    boards[1].fail(KeyError("\0" * 2000))
+    with pytest.raises(PeerFailed, match=r" \(at [\d:]+; round 7\); what rank 1 printed"):
+        boards[0].check()
+
+
 def test_a_rank_is_told_that_its_own_interrupted_call_is_over(boards):
     boards[0].fail(ValueError("too slow"), "round 3 of g")
-    with pytest.raises(Error, match="ended by ValueError: too slow, in round 3 of g; it cannot be"):
+    with pytest.raises(
+        Error, match=r"ended by ValueError: too slow, in round 3 of g \(at .*\); it "
+    ):
         boards[0].check()
     with pytest.raises(PeerFailed, match=r"^rank 0 failed with ValueError: too slow, in round 3"):
         boards[1].check()
@@ -558,7 +632,7 @@ def test_what_ended_no_call_is_told_as_new_by_the_next(boards):
     with pytest.raises(PeerFailed) as first:
         boards[0].check()
     boards[0].not_told(first.value)
-    with pytest.raises(PeerFailed, match=r"KeyError: 'x'$"):
+    with pytest.raises(PeerFailed, match=r"KeyError: 'x' \(at [\d:]+\); .* checkpoint$"):
         boards[0].check()
     with pytest.raises(PeerFailed, match="was told before"):
         boards[0].check()
