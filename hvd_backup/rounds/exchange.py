@@ -401,7 +401,10 @@ class Exchange:
     def last_round(self) -> str:
         """In words: the last round that all ranks are known to have completed."""
         world = self._runtime
-        done, whose = min(self._core.progress()), "all ranks"
+        done = min(
+            self._core.number, *self._core.progress()
+        )  # which is huge for ranks that have left
+        whose = "all ranks"
         if world.node_service is not None and self.options.backup_workers == 0:
             done = min(done, max(self._core.number - 1, 0))  # all have arrived in the one after it
         elif world.node_service is not None:

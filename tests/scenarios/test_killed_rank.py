@@ -94,11 +94,12 @@ def test_an_exception_on_one_rank_reaches_the_others_with_its_text(tmp_path, b):
         assert facts[rank]["error"] == "PeerFailed"
         assert "rank 1 failed with KeyError" in facts[rank]["text"]
         assert "a bug in the user's code" in facts[rank]["text"]
-        assert re.search(
-            r" \(at \d\d:\d\d:\d\d; the last round of .+ that all ranks are known to have completed "
-            r"is round (2\d\d)\); what rank 1 printed says why; then start again from the last check",
-            facts[rank]["text"],
-        ), facts[rank]["text"]
+        when = (
+            r" \(at \d\d:\d\d:\d\d; the last round of .+ that all ranks are known to have "
+            r"completed is round (2\d\d)\); what rank 1 printed says why; then start again "
+            r"from the last checkpoint"
+        )
+        assert re.search(when, facts[rank]["text"]), facts[rank]["text"]
 
 
 def test_sys_exit_on_one_rank_makes_the_others_raise(tmp_path):
