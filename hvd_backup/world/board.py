@@ -79,6 +79,8 @@ class Board:
     statuses to other nodes.
     """
 
+    is_part = False
+
     @staticmethod
     def bytes(world: int) -> int:
         return StatusBoard.bytes(world)
@@ -346,8 +348,15 @@ class Board:
             if been and been != status.call:
                 raise errors.Mismatch(
                     f"rank {self._rank} is in {self._here[2]} after {been}, rank {rank} in "
-                    f"{status.call}; {_SAME_CALLS}"
+                    f"{status.call}; {_SAME_CALLS}{self._have_joined()}"
                 )
+
+    def _have_joined(self) -> str:
+        """The end of a text, if some ranks have joined: then they may be the cause."""
+        joined = self.joined()
+        several = len(joined) > 1
+        which = f"rank{'s' if several else ''} {', '.join(map(str, joined))}"
+        return f"; {which} {'have' if several else 'has'} called join()" if joined else ""
 
     def still_waiting(self) -> None:
         """This rank is still in the call that it has noted. To be called while waiting.
@@ -392,6 +401,7 @@ class Board:
             if other_round or other_setup or stays:
                 raise errors.Mismatch(
                     f"rank {self._rank} is in {mine}, rank {rank} in {status.call}; {_SAME_CALLS}"
+                    f"{self._have_joined()}"
                 )
         self.check_same_rounds()
 
@@ -430,7 +440,12 @@ class Board:
 
 
 class PartBoard(Board):
-    """The board of some ranks of a world. A failure of theirs is one of the world."""
+    """The board of some ranks of a world. A failure of theirs is one of the world.
+
+    `ranks` are their numbers in the world.
+    """
+
+    is_part = True
 
     def __init__(
         self,
@@ -441,9 +456,12 @@ class PartBoard(Board):
         local: Sequence[int],
         ring: Callable[[], None] | None = None,
         hosts: Hosts | None = None,
+        *,
+        ranks: Sequence[int] = (),
     ) -> None:
         super().__init__(segment, world, rank, local, ring, hosts)
         self._above = above
+        self._ranks = ranks
 
     def fail(self, error: BaseException, during: str = "") -> None:
         self._above.fail(error, during)
@@ -459,7 +477,8 @@ class PartBoard(Board):
         self._above.not_told(error)
 
     def joined(self) -> list[int]:
-        return []  # it is all ranks that join, and they are told in the world's statuses
+        joined = self._above.joined()  # as all ranks join, it is told in the world's statuses
+        return [part for part, rank in enumerate(self._ranks) if rank in joined]
 
     def knows(self, error: BaseException) -> bool:
         return self._above.knows(error)

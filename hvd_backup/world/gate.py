@@ -64,7 +64,8 @@ class Watch:
             raise errors.PeerFailed(
                 f"{self._call}: {ranks_have(left)} left; every rank must make the same calls"
             )
-        if self._ranks is not None and (joined := self._awaited(self.board.joined())):
+        of_all = self._ranks is None and not self.board.is_part
+        if not of_all and (joined := self._awaited(self.board.joined())):
             raise errors.Mismatch(
                 f"{self._call}: {ranks_have(joined)} called join(), which takes part in calls of "
                 "all ranks, and not in those of a process set; make these calls before join()"

@@ -107,6 +107,7 @@ class Runtime:
         self.rounds = 0
         """Rounds this rank has been through, all exchanges together."""
         self._notes = topology.shared_segment(Board.bytes(self.size))
+        self._ranks_above = self.together.allgather(above.rank) if above is not None else []
         # As all ranks have one now, a life lock that is not held means a dead rank.
         self.board: Board = self.together.agree(lambda: self._make_board(above))
         this = weakref.ref(self)  # which owns the board
@@ -120,7 +121,9 @@ class Runtime:
         topology = self.topology
         hosts = Hosts(topology.host_names, self.config.host_timeout)
         of_board = (self._notes, self.size, self.rank, topology.local_ranks, self._ring)
-        return PartBoard(above.board, *of_board, hosts) if above else Board(*of_board, hosts)
+        if above is None:
+            return Board(*of_board, hosts)
+        return PartBoard(above.board, *of_board, hosts, ranks=self._ranks_above)
 
     def _meet_nodes(self) -> None:
         topology = self.topology

@@ -301,11 +301,11 @@ def decide(everybody: Sequence[tuple[int, Sequence[Entry]]], ranks: Sequence[int
     """What is done of what the ranks (`ranks` of the world) have put down, after so many rounds."""
     lists = [{entry.name: entry for entry in entries} for _, entries in everybody]
     active = [i for i, (_, entries) in enumerate(everybody) if not _has_joined(entries)]
+    active = active or list(range(len(lists)))
+    have = [ranks[i] for i in range(len(lists)) if i not in active]
+    note = f"; {ranks_have(have)} called join()" if have else ""
     if len({everybody[i][0] for i in active}) > 1:  # who has joined catches up in the end
-        return Decision([], {}, _disagree(everybody, ranks))
-    joined = len(active) < len(lists)
-    if not active:
-        active, joined = list(range(len(lists))), False
+        return Decision([], {}, _disagree(everybody, ranks) + note)
     run, failed = [], {}
     for name in lists[active[0]]:
         theirs = {i: lists[i][name] for i in range(len(lists)) if name in lists[i]}
@@ -315,9 +315,9 @@ def decide(everybody: Sequence[tuple[int, Sequence[Entry]]], ranks: Sequence[int
             failed[name] = "the ranks disagree: " + quote_groups(
                 [entry.call for entry in theirs.values()], [ranks[i] for i in theirs]
             )
-        elif joined and lists[active[0]][name].kind != _CAN_JOIN:
+            failed[name] += note
+        elif have and lists[active[0]][name].kind != _CAN_JOIN:
             kind = lists[active[0]][name].kind
-            have = [ranks[i] for i in range(len(lists)) if i not in active]
             failed[name] = (
                 _NO_SET_UP.format(lists[active[0]][name].call[:QUOTE], ranks_text(have))
                 if kind == MEET
@@ -327,7 +327,7 @@ def decide(everybody: Sequence[tuple[int, Sequence[Entry]]], ranks: Sequence[int
         else:
             run.append(name)
     if not run and not failed and all(any(e.awaited for e in list_) for _, list_ in everybody):
-        return Decision([], {}, _disagree(everybody, ranks))
+        return Decision([], {}, _disagree(everybody, ranks) + note)
     return Decision(run, failed)
 
 

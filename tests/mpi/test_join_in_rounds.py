@@ -1,6 +1,7 @@
 """Uneven data: a rank that has none left calls join(), and abstains in the others' rounds."""
 
 import gc
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from torch import nn, optim
 
 import hvd_backup as hb
 import hvd_backup.torch as hvd
+from hvd_backup.collectives.group import Group
 from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.world import runtime
 
@@ -248,6 +250,51 @@ def test_a_call_of_a_process_set_with_a_rank_that_has_joined_is_an_error_on_all(
     finally:
         hb.shutdown()
         hb.init()
+
+
+@pytest.mark.mpi(min_size=3)
+@pytest.mark.parametrize("what", ["a new optimizer", "rounds of another adapter"])
+def test_rounds_of_a_process_set_with_a_rank_that_has_joined_are_an_error_on_all(what):
+    hb.shutdown()  # after a failure nobody goes on in this world
+    hb.init()
+    try:
+        group = hvd.add_process_set([1, 2])  # which count themselves from 0
+        model = small_model()
+        opt = distribute(model, process_set=group)
+        other = small_model()
+        new = distribute(other, process_set=group)
+        if group.included():
+            train(model, opt, 1)
+            part = Group(group).world()
+            exchange = Exchange([("float32", 4)], backup_workers=0, name="mean", world=part)
+
+        def go_on():
+            if RANK != 2:
+                hvd.join()
+            elif what == "a new optimizer":
+                train(other, new, 1)
+            else:
+                exchange.arrive_and_wait()
+
+        began = time.monotonic()
+        with pytest.raises(hvd.Mismatch, match=r"rank 0 .*called join\(\)"):
+            go_on()
+        assert time.monotonic() - began < 10
+    finally:
+        hb.shutdown()
+        hb.init()
+
+
+@pytest.mark.mpi(min_size=3)
+def test_a_mismatch_of_the_others_says_who_has_joined():
+    model = small_model()
+    train(model, distribute(model), 1)
+    if RANK == 0:
+        assert hvd.join() != 0
+        return
+    with pytest.raises(hvd.Mismatch, match=r"disagree.*; rank 0 has called join\(\)"):
+        hvd.allreduce(torch.zeros(2 + RANK), name="of two shapes")
+    hvd.join()
 
 
 def test_the_way_out_that_errors_name_works():

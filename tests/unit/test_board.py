@@ -333,6 +333,14 @@ def test_ranks_that_wait_in_the_same_round_of_different_collectives_are_a_mismat
         boards[1].check_same_call("collective 2", 5)
 
 
+def test_a_mismatch_says_who_has_joined(boards):
+    boards[2].be_absent(absent=True)
+    boards[2].enter_setup("join()", 5)
+    boards[0].check_same_call("collective 1", 5)
+    with pytest.raises(Mismatch, match=r"options; rank 2 has called join\(\)$"):
+        boards[1].check_same_call("collective 2", 5)
+
+
 def test_ranks_that_wait_in_different_rounds_are_none(boards):
     boards[0].check_same_call("collective 1", 5)
     boards[1].check_same_call("collective 2", 6)

@@ -13,6 +13,7 @@ class Board:
     """Another rank fails, and leaves or dies, just after this one has looked for failures."""
 
     rank = 0
+    is_part = False
 
     def __init__(self, way):
         self._way, self._asked = way, False
