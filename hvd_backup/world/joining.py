@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvd_backup import _core, errors
@@ -29,11 +31,27 @@ def ranks_of(comm: Any) -> list[int] | None:
 def launched_world() -> Any:
     """The communicator of all processes that the launcher has started, mpi4py's or ours."""
     how = launch.detect(os.environ)
+    loaded: Any = sys.modules.get("mpi4py.MPI")
+    if loaded is None or not loaded.Is_initialized():  # else MPI has taken it for a rank
+        launch.check_is_no_child(os.environ, os.getpid(), _parents())
     if how.launcher == launch.LOCAL:
         return local_comm.world(os.environ)
     world = load_mpi().COMM_WORLD
     launch.check(how, world.rank, world.size, way_to_start)
     return world
+
+
+def _parents() -> Iterator[tuple[int, str]]:
+    """This process's parent, its parent and so on: ids and names, as far as they can be read."""
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return
+        before, _, after = stat.rpartition(")")
+        yield pid, before.partition("(")[2]
+        pid = int(after.split()[1])
 
 
 def sub_world(world: Any, ranks: list[int]) -> Any:

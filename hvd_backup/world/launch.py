@@ -8,7 +8,8 @@ notice. `detect` and the checks are pure functions of what they are given.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hvd_backup.errors import LaunchError
@@ -29,6 +30,14 @@ LOCAL_TOKEN = "HVD_BACKUP_LAUNCH_TOKEN"
 LOCAL_RANK = "HVD_BACKUP_LAUNCH_RANK"
 LOCAL_SIZE = "HVD_BACKUP_LAUNCH_SIZE"
 LOCAL_VARIABLES = (LOCAL_SOCKET, LOCAL_TOKEN, LOCAL_RANK, LOCAL_SIZE)
+
+# Set by init(): which process is the rank, and by which launch. Its children inherit it.
+RANK_PROCESS = "HVD_BACKUP_LAUNCH_PROCESS"
+# What tells one launch from another, besides rank and size.
+_OF_ONE_LAUNCH = ("PMIX_NAMESPACE", "PMI_FD", "PMI_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
+_STARTERS = re.compile(
+    "mpirun|mpiexec|prte|orte|hydra|pmi_proxy|srun|slurm|hvd-backup|horovodrun|ssh"
+)
 
 BY_OPEN_MPI = (OPEN_MPI, HOROVODRUN_MPI)
 _LIKE_MPICH = re.compile("MPICH|MVAPICH|Intel\\(R\\) MPI")
@@ -147,6 +156,40 @@ def check_before_init(
             f"{launch.launcher} started {launch.size} processes, but the MPI of this one is "
             f"{first_line(version)}: {_way_out(launch, start)}"
         )
+
+
+def rank_process(environ: Mapping[str, str], pid: int) -> str:
+    """The value of RANK_PROCESS for a process that joins the world; pass ``os.environ``."""
+    names = (*_OF_ONE_LAUNCH, LOCAL_TOKEN)
+    how = detect(environ)
+    launch = repr((how.rank, how.size, [environ.get(name) for name in names]))
+    return f"{pid} {zlib.crc32(launch.encode()):08x}"
+
+
+def check_is_no_child(
+    environ: Mapping[str, str], pid: int, parents: Iterable[tuple[int, str]]
+) -> None:
+    """Raise LaunchError if this process has its rank from a parent that is the rank itself.
+
+    A process that a rank starts (multiprocessing, subprocess) inherits the launcher's variables,
+    with which MPI would take it for the rank. `parents` are the process id and name of its parent,
+    of that one's parent and so on. A launcher among them has started a job of its own.
+    """
+    rank_pid, _, launch = environ.get(RANK_PROCESS, "").partition(" ")
+    how = detect(environ)
+    same_launch = launch == rank_process(environ, pid).partition(" ")[2]
+    if how.launcher == NONE or not same_launch or rank_pid == str(pid):
+        return
+    for parent, name in parents:
+        if _STARTERS.match(name):
+            return
+        if str(parent) == rank_pid:
+            raise LaunchError(
+                f"init() in process {pid}, which was started by rank {how.rank} (process "
+                f"{rank_pid}) and is no rank itself: call init() only in the processes that "
+                f"{how.launcher} started. Code that a child process imports again belongs under "
+                "`if __name__ == '__main__':`. To start another job from a rank, call its launcher"
+            )
 
 
 def _way_out(launch: Launch, start: Callable[[int], str]) -> str:

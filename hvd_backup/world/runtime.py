@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hvd_backup import _core, errors
 from hvd_backup.config import Config
 from hvd_backup.phrases import ranks_have
-from hvd_backup.world import joining, last_words, local_comm, node_service
+from hvd_backup.world import joining, last_words, launch, local_comm, node_service
 from hvd_backup.world.board import Board, Hosts, PartBoard
 from hvd_backup.world.gate import Watch, pass_gate
 from hvd_backup.world.node_service import NodeService
@@ -315,6 +315,7 @@ def init(comm: MPI.Intracomm | Sequence[int] | None = None) -> None:
     atexit.unregister(_leave_at_exit)
     atexit.register(_leave_at_exit)
     last_words.print_in_one_piece()
+    os.environ[launch.RANK_PROCESS] = launch.rank_process(os.environ, _pid)
     _runtime = Runtime(world, config)
     if config.log_level is not None:
         log.setLevel(config.log_level)

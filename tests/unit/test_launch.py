@@ -3,7 +3,15 @@
 import pytest
 
 from hvd_backup.errors import LaunchError
-from hvd_backup.world.launch import Launch, check, check_before_init, detect
+from hvd_backup.world.launch import (
+    RANK_PROCESS,
+    Launch,
+    check,
+    check_before_init,
+    check_is_no_child,
+    detect,
+    rank_process,
+)
 
 # As printed by `env` under each launcher, less what does not matter here.
 OPEN_MPI = {
@@ -104,6 +112,41 @@ def test_one_process_may_be_a_world_of_one():
     check(detect({}), 0, 1)
     check(detect(TORCHRUN | {"WORLD_SIZE": "1"}), 0, 1)
     check(detect(OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"}), 0, 1)
+
+
+def inherited(environ, pid=100):
+    """The environment of what a rank, which is process `pid`, starts."""
+    return {**environ, RANK_PROCESS: rank_process(environ, pid)}
+
+
+@pytest.mark.parametrize("environ", [OPEN_MPI, HYDRA | {"PMI_RANK": "2"}])
+@pytest.mark.parametrize("between", [[], [(101, "sh"), (102, "python3")]])
+def test_a_process_that_a_rank_has_started_is_refused(environ, between):
+    parents = [*reversed(between), (100, "python3"), (1, "init")]
+    with pytest.raises(
+        LaunchError, match=r"started by rank 2 \(process 100\).* call init\(\) only"
+    ):
+        check_is_no_child(inherited(environ), 103, parents)
+
+
+@pytest.mark.parametrize(
+    ("environ", "pid", "parents"),
+    [
+        (inherited(OPEN_MPI), 100, [(50, "prterun")]),  # init() again, or after exec
+        (OPEN_MPI, 103, [(100, "python3"), (50, "prterun")]),  # which did not call init()
+        (inherited(OPEN_MPI), 103, [(102, "mpirun"), (100, "python3")]),
+        (inherited(HYDRA), 103, [(102, "hydra_pmi_proxy"), (101, "mpiexec.hydra")]),
+        (inherited(OPEN_MPI), 103, [(1, "init")]),  # on another host, or left alone
+        (
+            {**inherited(OPEN_MPI), "PMIX_NAMESPACE": "another job"},
+            103,
+            [(102, "starter"), (100, "python3")],
+        ),
+        (inherited({}), 103, [(100, "python3")]),  # nothing to be taken for
+    ],
+)
+def test_other_processes_may_join(environ, pid, parents):
+    check_is_no_child(environ, pid, parents)
 
 
 @pytest.mark.parametrize(
