@@ -25,6 +25,8 @@ def warnings(folder, way, b, **more):
         ("numpy", {}, True),
         ("numpy", {"HVD_BACKUP_NODE_SIZE": "2"}, False),
         ("torch", {}, False),
+        ("ddp", {}, False),
+        ("keras", {}, False),
     ],
 )
 def test_rank_0_names_it_once_with_its_share_and_what_to_do(tmp_path, way, env, no_mpi):

@@ -1,6 +1,7 @@
 """Rank 2 falls behind and is late from then on. late_for_ever.py FOLDER WAY B."""
 
 import logging
+import os
 import time
 
 import numpy as np
@@ -49,5 +50,37 @@ def with_torch():
         optimizer.step()
 
 
-with_torch() if WAY == "torch" else with_numpy()
+def with_ddp():
+    from hvd_backup.torch import ddp_hook
+
+    ddp_hook.set_torchrun_env()
+    torch.distributed.init_process_group("gloo")
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3))
+    hook = ddp_hook.register(model, backup_workers=B)
+    for slow in slow_ranks():
+        sleep_if(slow)
+        model(torch.ones(2, 3)).sum().backward()
+    hook.close()
+    hvd.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def with_keras():
+    os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1")
+    import keras
+
+    import hvd_backup.keras as hvd_keras
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    sgd = keras.optimizers.SGD(0.01)
+    model.compile(hvd_keras.DistributedOptimizer(sgd, backup_workers=B), loss="mse")
+    slow = slow_ranks()
+    lateness = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: sleep_if(next(slow))
+    )
+    data = np.ones((2 * ROUNDS, 3), np.float32)
+    model.fit(data, data, batch_size=2, verbose=0, callbacks=[lateness])
+
+
+{"torch": with_torch, "ddp": with_ddp, "keras": with_keras}.get(WAY, with_numpy)()
 tell(warnings=warnings)
