@@ -12,9 +12,24 @@ def test_a_title_has_no_shapes_of_parameters():
 
 
 def test_a_death_names_the_last_common_round():
-    assert "is round 72." in death("rank 1", "rank 0", "round 74 of g", 73)
-    assert "is none so far." in death("ranks 1, 2", "rank 0", "round 0 of g", 0)
-    assert "round" not in death("rank 1", "rank 0", "barrier()")
+    def death(dead, where, completed):
+        last_round = reports.last_round(completed, "all ranks", "g")
+        return death(dead, "rank 0", where, last_round)
+
+    known = " The last round of g that all ranks are known to have completed is "
+    assert f"{known}round 72. What rank 1" in death("rank 1", "round 74 of g", 73)
+    assert f"{known}none so far. What ranks" in death("ranks 1, 2", "round 0 of g", 0)
+    assert "round" not in death("rank 1", "rank 0", "barrier()", "")
+
+
+def test_a_failure_names_the_moment_and_what_to_do():
+    assert reports.moment("the last round is 7").endswith("; the last round is 7")
+    assert reports.moment("").startswith("at ")
+    assert ";" not in reports.moment("")
+    assert reports.failure(1, "KeyError: 'boom' (at 12:00:00)") == (
+        "rank 1 failed with KeyError: 'boom' (at 12:00:00); what rank 1 printed says why; then "
+        "start again from the last checkpoint"
+    )
 
 
 def test_a_late_rank_is_named_with_its_share():
