@@ -42,28 +42,45 @@ class StatusBoard:
     def dead(self) -> list[int]: ...
 
 class Round:
-    """One round, as one rank saw it."""
+    """One round, as one rank saw it.
+
+    All ranks agree on it, but for `contributed`, `arrived_at_s`, `waited_s` and
+    `waited_for_window_s`, which are this rank's own.
+    """
 
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """The round's number, counted from 0 by each collective."""
     @property
-    def contributors(self) -> tuple[int, ...]: ...
+    def contributors(self) -> tuple[int, ...]:
+        """The ranks whose contribution is in the result, ascending."""
     @property
-    def contributed(self) -> bool: ...
+    def contributed(self) -> bool:
+        """Whether this rank is a contributor. If not, it was late or skipped the round."""
     @property
-    def weight(self) -> float: ...
+    def weight(self) -> float:
+        """The sum of the contributors' weights, by which the mean is divided."""
     @property
-    def arrivals_s(self) -> dict[int, float]: ...
+    def arrivals_s(self) -> dict[int, float]:
+        """For each contributor: seconds from the round's first arrival to its own.
+
+        Empty in worlds of several nodes and more than 1024 ranks.
+        """
     @property
-    def sealed_s(self) -> float: ...
+    def sealed_s(self) -> float:
+        """Seconds from the first arrival until the contributors were fixed."""
     @property
-    def sealed_at_s(self) -> float: ...
+    def sealed_at_s(self) -> float:
+        """When the contributors were fixed, in seconds of the host's CLOCK_MONOTONIC."""
     @property
-    def arrived_at_s(self) -> float | None: ...
+    def arrived_at_s(self) -> float | None:
+        """When this rank arrived, in seconds of the same clock; None if it skipped the round."""
     @property
-    def waited_s(self) -> float: ...
+    def waited_s(self) -> float:
+        """Seconds that this rank was blocked in the exchange."""
     @property
-    def waited_for_window_s(self) -> float: ...
+    def waited_for_window_s(self) -> float:
+        """Of `waited_s`, the seconds in which the window was full: a rank was too far behind."""
     def __getstate__(self) -> tuple[object, ...]: ...
     def __setstate__(self, state: tuple[object, ...]) -> None: ...
 

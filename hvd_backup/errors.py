@@ -18,7 +18,10 @@ __all__ = [
 
 
 class Error(RuntimeError):
-    """Base of all errors below: what can go wrong although the arguments are right."""
+    """Base of the errors below: what can go wrong although the arguments are right.
+
+    It is also Horovod's ``HorovodInternalError``.
+    """
 
     if not TYPE_CHECKING:
         # AutoGraph keeps the class of an error that comes while a step is traced only if it is made
@@ -31,7 +34,7 @@ class RoundTimeout(Error):
 
 
 class PeerFailed(Error):
-    """Another rank died, left, or raised an error, so this rank cannot go on either."""
+    """Another rank died, left, or raised an error, so this rank cannot continue either."""
 
 
 class Mismatch(Error):

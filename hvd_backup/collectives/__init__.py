@@ -39,14 +39,24 @@ def one_at_a_time(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class PartialMean(NamedTuple):
-    """What one ``partial_allreduce`` of an array gives."""
+    """The result of one ``partial_allreduce`` of an array.
+
+    Attributes:
+        value: The mean over the contributors, a fresh array of the input's shape and dtype.
+        round: The ``Round``: which ranks contributed, and when.
+    """
 
     value: Array
     round: Round
 
 
 class PartialMeans(NamedTuple):
-    """What one ``partial_allreduce`` of a list of arrays gives."""
+    """The result of one ``partial_allreduce`` of a list of arrays.
+
+    Attributes:
+        value: The means over the contributors, fresh arrays of the inputs' shapes and dtypes.
+        round: The ``Round``: which ranks contributed, and when.
+    """
 
     value: list[Array]
     round: Round
@@ -89,19 +99,51 @@ def partial_allreduce(
     window: int | None = None,
     timeout: float | None = None,
 ) -> PartialMean | PartialMeans:
-    """Average over the first R - b ranks to come; every rank gets the same bits.
+    """Average over the first R - b of R ranks to arrive; every rank gets the same bits.
 
-    `arrays` is a C-contiguous numpy array of float16, float32 or float64, or a list of them (one
-    contribution: all are in the round, or none). The value has the same shapes and dtypes in fresh
-    arrays: sum of weight times array over the contributors, divided by the sum of their weights.
-    A late rank contributes nothing and gets the result of the round it was late for.
+    The result is the sum of weight times array over the contributors, divided by the sum of their
+    weights. A late rank does not contribute. It gets the result of the round that it was late for.
+    Calls with the same `name`, shapes, dtypes and options form one sequence of rounds, and every
+    rank goes through each of them.
 
-    `backup_workers` is b (default: HVD_BACKUP_WORKERS, else 0); `grace` seconds keep the round open
-    after its quorum; `window` results are kept for late ranks; `timeout` is in seconds. Calls with
-    one `name`, shape, dtype and options form one sequence of rounds.
+    The algorithm is that of Chen, Pan, Monga, Bengio, Jozefowicz, "Revisiting Distributed
+    Synchronous SGD" (2016).
 
-    Raises ValueError or TypeError for arguments that cannot be; Mismatch when ranks disagree;
-    RoundTimeout, which names the missing ranks; PeerFailed.
+    Args:
+        arrays: An array of any shape and dtype float16, float32 or float64, C-contiguous, or a list
+            of such arrays. A list is one contribution: a round has all of its arrays, or none.
+        backup_workers: b, how many ranks a round does not wait for. None: HVD_BACKUP_WORKERS, else
+            0.
+        weight: How much this rank's arrays count: between 1e-30 and 1e30, or 0 to abstain.
+        name: Tells sequences of rounds apart.
+        grace: Seconds that a round stays open after its quorum. None: HVD_BACKUP_GRACE, else 0.
+        window: How many results are kept for late ranks, 1 to 4096, and so how many rounds a rank
+            can fall behind before the others wait for it. None: HVD_BACKUP_WINDOW, else by size.
+        timeout: Seconds that one wait may take. None: HVD_BACKUP_TIMEOUT, else 600.
+
+    Returns:
+        A ``PartialMean``, or for a list a ``PartialMeans``: fresh arrays of the shapes and dtypes
+        that were given, and the ``Round``.
+
+    Raises:
+        TypeError: `arrays` are not numpy arrays of these dtypes, or an option is of the wrong type.
+        ValueError: An array is not contiguous, the list is empty, or an option is out of range.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, names or options differ; on every rank.
+        RoundTimeout: The wait took longer than `timeout`; the text names the missing ranks.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        In a world of one rank:
+
+        >>> import numpy as np
+        >>> import hvd_backup as hb
+        >>> hb.init()
+        >>> mean, round_ = hb.partial_allreduce(np.array([1.0, 2.0]), backup_workers=0)
+        >>> mean
+        array([1., 2.])
+        >>> round_.contributors
+        (0,)
     """
     single = isinstance(arrays, np.ndarray)
     if not isinstance(arrays, np.ndarray | list | tuple):
@@ -194,11 +236,35 @@ def allreduce(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> Array:
-    """Combine `array` over all ranks; every rank waits for every other. A fresh array.
+    """Combine an array over all ranks. Every rank waits for every other.
 
-    `op` is Average, Sum, Min, Max or Product; the factors scale what goes in and what comes out.
-    Raises Mismatch, on every rank, when shapes, dtypes, ops or factors differ, and TypeError for
-    the average of integers.
+    Args:
+        array: Of any shape and an integer, floating or complex dtype; equal on all ranks.
+        op: Average, Sum, Min, Max or Product. Min and Max take no complex numbers.
+        name: Matches the ranks' calls. Calls without a name are counted.
+        prescale_factor: Multiplies each rank's array before it is combined.
+        postscale_factor: Multiplies the result. Integers are scaled in float64 and cut off.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A fresh array of the same shape and dtype. float16 is added up in float32.
+
+    Raises:
+        TypeError: `op` is Average and the dtype is not floating or complex.
+        ValueError: `op` does not exist or cannot combine the dtype, or this rank is not in the set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        >>> import numpy as np
+        >>> import hvd_backup as hb
+        >>> hb.init()
+        >>> hb.allreduce(np.array([1.0, 3.0]))
+        array([1., 3.])
+        >>> hb.allreduce(np.array([1, 3]), op=hb.Max)
+        array([1, 3])
     """
     source = np.asarray(array, order="C")
     if op == Average and not np.issubdtype(source.dtype, np.inexact):
@@ -218,10 +284,30 @@ def reducescatter(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> Array:
-    """Combine `array` over all ranks and share out its rows: a fresh array of this rank's share.
+    """Combine an array over all ranks, and give each rank its share of the rows.
 
-    If the rows cannot be shared equally, the first ranks get one more. `op` is Average or Sum.
-    Raises as ``allreduce`` does, and ValueError for a scalar.
+    If the rows do not divide equally, the first ranks get one more. Ranks are added in ascending
+    order, in float32 or wider.
+
+    Args:
+        array: Of any shape with at least one axis, and an integer, floating or complex dtype; equal
+            on all ranks.
+        op: Average or Sum.
+        name: Matches the ranks' calls. Calls without a name are counted.
+        prescale_factor: Multiplies each rank's array before it is combined.
+        postscale_factor: Multiplies the result. Integers are scaled in float64 and cut off.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        This rank's rows, a fresh array of the same dtype.
+
+    Raises:
+        TypeError: `op` is Average and the dtype is not floating or complex.
+        ValueError: `op` is neither, the array is a scalar, or this rank is not in the set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     source = np.asarray(array, order="C")
     if op == Average and not np.issubdtype(source.dtype, np.inexact):
@@ -239,9 +325,25 @@ def broadcast(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Array:
-    """The array of `root_rank`, a rank of the world, as a fresh array on every rank.
+    """Give every rank the array of `root_rank`.
 
-    Raises Mismatch, on every rank, when shapes, dtypes or roots differ.
+    Args:
+        array: Of any shape and any dtype but Python objects; shape and dtype are equal on all
+            ranks.
+        root_rank: A rank of the world, also with a process set.
+        name: Matches the ranks' calls. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        The root's values, a fresh array of the same shape and dtype.
+
+    Raises:
+        TypeError: `root_rank` is not an int.
+        ValueError: The root, or this rank, is not in the world or in the set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes or roots differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     source = np.asarray(array)
     call = operations.broadcast([_typed(source)], root_rank, Where(process_set, name))
@@ -255,9 +357,30 @@ def allgather(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Array:
-    """The arrays of all ranks, concatenated along axis 0, whose length may differ between ranks.
+    """Concatenate the arrays of all ranks along axis 0, in order of rank.
 
-    Raises Mismatch, on every rank, when dtypes or the other axes differ; ValueError for a scalar.
+    Args:
+        array: Of any shape with at least one axis, and any dtype but Python objects. Axis 0 may
+            differ between ranks; the other axes and the dtype may not.
+        name: Matches the ranks' calls. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        The rows of all ranks, a fresh array of the same dtype.
+
+    Raises:
+        ValueError: The array is a scalar, or this rank is not in the set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' dtypes or other axes differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        >>> import numpy as np
+        >>> import hvd_backup as hb
+        >>> hb.init()
+        >>> hb.allgather(np.array([[1, 2]])).shape == (hb.size(), 2)
+        True
     """
     call = operations.allgather([_typed(np.asarray(array))], Where(process_set, name))
     result: Array = operations.complete(call)[0][0]
@@ -271,10 +394,27 @@ def alltoall(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> tuple[Array, list[int]]:
-    """`splits[r]` rows of `array` go to rank r; without splits every rank gets as many.
+    """Send rows to every rank, and receive rows from every rank.
 
-    All rows that came, in order of rank, and how many came from each. Raises Mismatch, on every
-    rank, when dtypes or the other axes differ; ValueError for splits that cannot be.
+    Args:
+        array: Of any shape with at least one axis, and any dtype but Python objects. Axis 0 may
+            differ between ranks; the other axes and the dtype may not.
+        splits: One integer for each rank: how many rows it gets. None: every rank gets the same
+            number of rows.
+        name: Matches the ranks' calls. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        The rows that came, in order of rank, a fresh array of the same dtype; and a list of
+        integers, how many rows each rank sent.
+
+    Raises:
+        ValueError: The splits do not fit the rows or the number of ranks, the array is a scalar, or
+            this rank is not in the set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' dtypes or other axes differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     call = operations.alltoall(_typed(np.asarray(array)), splits, Where(process_set, name))
     result: tuple[Array, list[int]] = operations.complete(call)
@@ -282,7 +422,18 @@ def alltoall(
 
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:
-    """Wait until all ranks, of the set, are here."""
+    """Wait until all ranks call it. Horovod's ``barrier``.
+
+    Args:
+        process_set: The ranks that wait for one another; default: all.
+
+    Raises:
+        ValueError: This rank is not in the set, or the set is not registered.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: Other ranks wait for another call; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     operations.barrier(process_set)
 
 
@@ -292,7 +443,34 @@ def broadcast_object(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> T:
-    """`root_rank`'s object, on every rank; Error, on every rank, if it does not pickle."""
+    """Give every rank the object of `root_rank`, by pickle. Horovod's ``broadcast_object``.
+
+    Objects that pickle cannot serialize travel by cloudpickle, if that is installed.
+
+    Args:
+        obj: The root's object. Other ranks' objects are not looked at.
+        root_rank: A rank of the world, also with a process set.
+        name: Matches the ranks' calls. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A copy of the root's object, on the root too.
+
+    Raises:
+        TypeError: `root_rank` is not an int.
+        ValueError: The root, or this rank, is not in the world or in the set.
+        Error: The root's object cannot be pickled; on every rank.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' roots differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        >>> import hvd_backup as hb
+        >>> hb.init()
+        >>> hb.broadcast_object({"epoch": 3} if hb.rank() == 0 else None)
+        {'epoch': 3}
+    """
     result: T = operations.broadcast_object(obj, root_rank, Where(process_set, name))
     return result
 
@@ -300,17 +478,52 @@ def broadcast_object(
 def allgather_object(
     obj: T, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> list[T]:
-    """The objects of all ranks, in order of rank; Error, on every rank, if one does not pickle."""
+    """Give every rank the objects of all ranks, by pickle. Horovod's ``allgather_object``.
+
+    Args:
+        obj: This rank's object. What pickle cannot serialize travels by cloudpickle, if that is
+            installed.
+        name: Matches the ranks' calls. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A list of copies of the objects, in order of rank.
+
+    Raises:
+        ValueError: This rank is not in the set, or the set is not registered.
+        Error: A rank's object cannot be pickled; on every rank.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks call different things; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     return operations.allgather_object(obj, Where(process_set, name))
 
 
 def join() -> int:
-    """This rank has no more data: take part in what the others do until all have joined.
+    """Say that this rank has no more data; take part in the others' calls until all have joined.
 
-    In ``allreduce`` it does so with zeros, which an average counts; in ``partial_allreduce`` it
-    abstains. The rank that came last, which is the one with the most rounds if there were any.
-    Other calls raise Mismatch on the ranks that have not joined; the first ``partial_allreduce`` of
-    a name and shape does so on all.
+    In ``allreduce`` this rank contributes zeros, which an average counts. In ``partial_allreduce``
+    it abstains. Horovod's ``join``.
+
+    Returns:
+        The rank that joined last. If there were rounds meanwhile: the rank that made the most of
+        them.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+        Mismatch: A rank that has not joined makes another call. The first ``partial_allreduce`` of
+            a name and shape raises it on every rank, other calls on the ranks that have not joined.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        In a world of one rank:
+
+        >>> import hvd_backup as hb
+        >>> hb.init()
+        >>> hb.join()
+        0
     """
     return operations.join()
 

@@ -28,6 +28,7 @@ from hvd_backup.world.wire import Average, Channel, Message, ReduceOp, Sum, Type
 Array = npt.NDArray[Any]
 Finish = Callable[[Any], Any]
 Adasum = "Adasum"
+"""`op` of Horovod's Adasum, which only an installed Horovod can compute."""
 _UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, RecursionError)
 
 

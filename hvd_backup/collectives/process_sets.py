@@ -24,12 +24,33 @@ _WRONG = "ProcessSet should be initialized with a list of process ranks or an mp
 
 
 class ProcessSet:
-    """Some ranks of the world, from a list of them or from an mpi4py communicator.
+    """Some ranks of the world, which make calls among themselves. Horovod's ``ProcessSet``.
 
-    It is valid between ``init(process_sets=[...])`` or ``add_process_set`` and
-    ``remove_process_set`` or ``shutdown()``; ``process_set_id`` is None otherwise.
+    The set can be used from ``init(process_sets=[...])`` or ``add_process_set`` until
+    ``remove_process_set`` or ``shutdown()``.
 
-    Raises ValueError for what is neither a list of ints nor a communicator.
+    Args:
+        ranks_or_comm: Ranks of the world, in any order, or an mpi4py communicator of them. A
+            communicator can only be registered by ``init``.
+
+    Attributes:
+        process_set_id: The number of the set, the same on all ranks; None while it is not
+            registered.
+        ranks: The ranks of the set, ascending; None before a set of a communicator is registered.
+        mpi_comm: The communicator that the set was made from; None if it was made from ranks.
+
+    Raises:
+        ValueError: `ranks_or_comm` is neither a sequence of ints nor a communicator.
+
+    Example:
+        In a world of one rank:
+
+        >>> import numpy as np
+        >>> import hvd_backup as hb
+        >>> hb.init()
+        >>> first = hb.ProcessSet([0])
+        >>> first.size() is None, first.included()
+        (True, True)
     """
 
     process_set_id: int | None = None
@@ -48,15 +69,25 @@ class ProcessSet:
             raise ValueError(_WRONG)
 
     def size(self) -> int | None:
-        """How many ranks it has; None if it is not registered."""
+        """The number of ranks in the set.
+
+        Returns:
+            The number; None if the set is not registered.
+
+        Raises:
+            ValueError: The set was registered in a world that this process has left.
+        """
         table = self._table()
         return None if table is None else len(table.ranks)
 
     def rank(self) -> int | None:
-        """This process's rank among those of the set; None if the set is not registered.
+        """The position of this process in the set. (Roots are given by their rank in the world.)
 
-        Roots are given by their rank in the world all the same. Raises ValueError if this process
-        is not in the set.
+        Returns:
+            The position, counted from 0; None if the set is not registered.
+
+        Raises:
+            ValueError: This process is not in the set, or the set is of a world that was left.
         """
         table = self._table()
         if table is None:
@@ -70,7 +101,14 @@ class ProcessSet:
         return table.ranks.index(mine)
 
     def included(self) -> bool | None:
-        """Whether this process is in the set; None before it is registered with a communicator."""
+        """Whether this process is in the set.
+
+        Returns:
+            True or False; None before a set of a communicator is registered.
+
+        Raises:
+            NotInitialized: ``init()`` was not called.
+        """
         return None if self.ranks is None else runtime.rank() in self.ranks
 
     def _table(self) -> Table | None:
@@ -102,17 +140,39 @@ class _Global(ProcessSet):
 
 
 global_process_set: ProcessSet = _Global()
+"""All ranks of the world: the default of every `process_set`. Horovod's ``global_process_set``."""
 
 
 def init(
     comm: MPI.Intracomm | Sequence[int] | None = None,
     process_sets: Sequence[ProcessSet] | str | None = None,
 ) -> None:
-    """Join the world of `comm`; see ``hvd_backup.world.runtime.init``, and Horovod's ``init``.
+    """Join the world. All of its ranks call this together, once. Horovod's ``init``.
 
-    `comm` may be a list of ranks of ``MPI.COMM_WORLD``, which are the world then. `process_sets`
-    are registered, the same ones on every rank; "dynamic" is Horovod's word for adding them later,
-    which is always possible here.
+    A second call for the same world changes nothing. ``init()`` initializes MPI if that has not
+    been done. Under ``hvd-backup run --no-mpi`` no MPI is loaded.
+
+    Args:
+        comm: An mpi4py communicator whose ranks become the world, or a list of ranks of
+            ``MPI.COMM_WORLD``. None or []: all ranks that the launcher started.
+        process_sets: ``ProcessSet`` objects to register, the same ones on every rank. "dynamic" is
+            Horovod's word for adding sets later, which is always possible here.
+
+    Raises:
+        TypeError: `comm` is not a communicator or a list of ints, or `process_sets` has other
+            objects.
+        ValueError: This process is in another world already, is not in the list `comm`, a process
+            set is there twice or has ranks outside of the world, or an HVD_BACKUP_* variable is
+            wrong.
+        LaunchError: The processes were started in a way that makes no world; the text says how to.
+        RoundTimeout: Not all ranks came within HVD_BACKUP_TIMEOUT (600 seconds).
+        PeerFailed: Another rank died or failed.
+
+    Example:
+        >>> import hvd_backup as hb
+        >>> hb.init()
+        >>> 0 <= hb.rank() < hb.size()
+        True
     """
     if isinstance(process_sets, str):
         if process_sets.lower() != "dynamic":
@@ -152,10 +212,35 @@ def _warn_of_settings_without_effect() -> None:
 
 
 def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
-    """Register a set of ranks. All ranks of the world do so together, in the set or not.
+    """Register a set of ranks. All ranks of the world call this together, in the set or not.
 
-    Raises ValueError if there is a set of these ranks, or no such ranks; Mismatch, on every rank,
-    if they name different ones.
+    Horovod's ``add_process_set``; HOROVOD_DYNAMIC_PROCESS_SETS is not needed.
+
+    Args:
+        process_set: A ``ProcessSet`` that was made from ranks, or the ranks.
+
+    Returns:
+        The ``ProcessSet``, now with its `process_set_id`.
+
+    Raises:
+        ValueError: A set of these ranks is registered, or a rank is named twice or is not in the
+            world.
+        NotImplementedError: The set was made from a communicator; give such sets to ``init``.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks named different sets; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        In a world of two or more ranks, for those of even rank:
+
+        >>> import numpy as np
+        >>> import hvd_backup as hb
+        >>> hb.init()
+        >>> if hb.size() > 1:
+        ...     even = hb.add_process_set(range(0, hb.size(), 2))
+        ...     if even.included():
+        ...         ranks = hb.allgather(np.array([hb.rank()]), process_set=even)
     """
     if not isinstance(process_set, ProcessSet):
         process_set = ProcessSet(process_set)
@@ -172,7 +257,22 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
 
 
 def remove_process_set(process_set: ProcessSet) -> bool:
-    """Forget a set, on all ranks together. False if it is not registered, or that of all ranks."""
+    """Forget a set of ranks. All ranks of the world call this together.
+
+    Horovod's ``remove_process_set``. Rounds that the set has gone through end with it.
+
+    Args:
+        process_set: The set to remove.
+
+    Returns:
+        True if it was removed; False if it was not registered, or is that of all ranks.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks named different sets; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     number = process_set.process_set_id
     if number is None or number == 0:
         return False

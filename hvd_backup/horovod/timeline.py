@@ -88,11 +88,18 @@ class Timeline:
 
 
 def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False) -> None:
-    """Rank 0 begins to write a trace of the calls that all ranks make to `file_path`.
+    """Record the calls that all ranks make, in a file for chrome://tracing or Perfetto.
 
-    `mark_cycles` is accepted and changes nothing: there are no cycles. If the file cannot be
-    written, now or later, rank 0 logs a warning and the training goes on. Raises ValueError if a
-    trace is being written.
+    Rank 0 writes the file. If it cannot be written, now or later, rank 0 logs a warning and the
+    program goes on. Rounds of optimizers are not recorded. Horovod's ``start_timeline``.
+
+    Args:
+        file_path: The file, on rank 0's host. An existing file is overwritten.
+        mark_cycles: Accepted for Horovod; without effect.
+
+    Raises:
+        ValueError: A timeline is being written.
+        NotInitialized: ``init()`` was not called.
     """
     world = runtime.current()
     if world.table.observer is not None:
@@ -106,5 +113,9 @@ def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False)
 
 
 def stop_timeline() -> None:
-    """End the trace, if there is one."""
+    """Finish the file of ``start_timeline``, if there is one. Horovod's ``stop_timeline``.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+    """
     runtime.current().table.stop_observing()

@@ -21,21 +21,24 @@ _HISTORY = 100_000  # rounds; a training run of months must not fill the memory
 
 
 class RoundRecord(NamedTuple):
-    """A round in a rank's history. Points in time are on the host's CLOCK_MONOTONIC, in seconds."""
+    """A round in a rank's history. Points in time are seconds of the host's CLOCK_MONOTONIC."""
 
     number: int
+    """The round's number, counted from 0."""
     arrived_at_s: float | None
-    """When this rank's gradient was complete; None when it skipped the round."""
+    """When this rank's gradient was complete, in seconds; None when the rank skipped the round."""
     sealed_at_s: float
+    """When the round's contributors were fixed, in seconds."""
     stepped_at_s: float
-    """When this rank had the result."""
+    """When this rank had the result, in seconds."""
     waited_s: float
-    """How long it was blocked in the exchange."""
+    """How many seconds this rank was blocked in the exchange."""
     contributed: bool
+    """Whether this rank's contribution is in the result."""
 
     @property
     def skipped(self) -> bool:
-        """The round was over before this rank had computed its gradient."""
+        """Whether the round was over before this rank had computed its gradient."""
         return self.arrived_at_s is None
 
 
@@ -68,7 +71,12 @@ class History(Sequence[RoundRecord]):
 
 
 class Stats:
-    """The rounds of one optimizer on one rank."""
+    """The rounds of one optimizer, or of one DDP hook, on one rank: counters and a history.
+
+    Attributes:
+        history: The last 100,000 rounds, a sequence of ``RoundRecord``, the oldest first.
+        abstained: Rounds in which this rank had weight 0: its gradient had NaN or inf, say.
+    """
 
     def __init__(self) -> None:
         self._log = RoundLog(_HISTORY)
@@ -79,17 +87,17 @@ class Stats:
 
     @property
     def rounds(self) -> int:
-        """Rounds gone through, one per step."""
+        """Rounds that this rank has gone through, one per step."""
         return self._log.rounds
 
     @property
     def contributed(self) -> int:
-        """Rounds with this rank's gradient in the mean."""
+        """Rounds whose mean has this rank's gradient."""
         return self._log.contributed - self.abstained
 
     @property
     def skipped(self) -> int:
-        """Late rounds that this rank did not even compute."""
+        """Late rounds for which this rank computed no gradient."""
         return self._log.skipped
 
     @property
@@ -98,7 +106,11 @@ class Stats:
         return self.rounds - self._log.contributed
 
     def add(self, round_: Round) -> None:
-        """This rank has the result of a round now."""
+        """Count a round whose result this rank has now. The package calls it.
+
+        Args:
+            round_: The round.
+        """
         self._log.add(round_)
 
     def __repr__(self) -> str:

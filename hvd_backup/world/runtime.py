@@ -323,7 +323,11 @@ def init(comm: MPI.Intracomm | Sequence[int] | None = None) -> None:
 
 
 def shutdown() -> None:
-    """Leave the world. Ranks that still load rounds are not disturbed. Safe to call twice."""
+    """Leave the world. A second call does nothing. Horovod's ``shutdown``.
+
+    Late ranks can still load the results of rounds that this rank took part in. A rank that needs
+    this one for a further round or call raises PeerFailed.
+    """
     global _runtime
     if _runtime is not None:
         _runtime.leave()
@@ -386,7 +390,11 @@ def _still_in(world: Runtime) -> list[int]:
 
 
 def is_initialized() -> bool:
-    """Whether ``init()`` has been called, and ``shutdown()`` not since."""
+    """Whether this process is in a world. Horovod's ``is_initialized``.
+
+    Returns:
+        True from ``init()`` to ``shutdown()``.
+    """
     return _runtime is not None
 
 
@@ -398,36 +406,85 @@ def current() -> Runtime:
 
 
 def rank() -> int:
-    """This process's rank in the world."""
+    """The rank of this process in the world. Horovod's ``rank``.
+
+    Returns:
+        An int from 0 to ``size() - 1``.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+    """
     return current().rank
 
 
 def size() -> int:
-    """Ranks in the world, R = N + b."""
+    """The number of ranks in the world, R = N + b: backup workers count. Horovod's ``size``.
+
+    Returns:
+        An int, at least 1.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+    """
     return current().size
 
 
 def local_rank() -> int:
-    """This process's rank among those of its node."""
+    """The rank of this process among those of its node. Horovod's ``local_rank``.
+
+    Returns:
+        An int from 0 to ``local_size() - 1``.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+    """
     return current().local_rank
 
 
 def local_size() -> int:
-    """Ranks on this node."""
+    """The number of ranks on this node. Horovod's ``local_size``.
+
+    Returns:
+        An int, at least 1.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+    """
     return current().local_size
 
 
 def cross_rank() -> int:
-    """This node's number."""
+    """The number of this node. Horovod's ``cross_rank``.
+
+    Returns:
+        An int from 0 to ``cross_size() - 1``.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+    """
     return current().cross_rank
 
 
 def cross_size() -> int:
-    """Number of nodes."""
+    """The number of nodes. Horovod's ``cross_size``.
+
+    Returns:
+        An int, at least 1.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+    """
     return current().cross_size
 
 
 def is_homogeneous() -> bool:
-    """Whether all nodes have as many ranks."""
+    """Whether all nodes have the same number of ranks. Horovod's ``is_homogeneous``.
+
+    Returns:
+        True or False, the same on every rank.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+    """
     nodes = current().topology.node_of
     return len({nodes.count(node) for node in set(nodes)}) == 1

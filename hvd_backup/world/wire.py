@@ -21,6 +21,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 Average, Sum, Min, Max, Product = "Average", "Sum", "Min", "Max", "Product"
+"""Horovod's `op`: the mean, sum, minimum, maximum or product over the ranks, by element."""
 _MPI_NAMES = {Average: "SUM", Sum: "SUM", Min: "MIN", Max: "MAX", Product: "PROD"}
 OPERATIONS = tuple(_MPI_NAMES)
 
