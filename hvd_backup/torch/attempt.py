@@ -14,11 +14,27 @@ class Overtaken(BaseException):
 
 
 class Attempt:
-    """``with optimizer.attempt():`` around forward and backward.
+    """``with optimizer.attempt():`` around the forward and backward pass of one step.
 
-    As soon as the round is sealed without this rank, the next module it enters, forward or
-    backward, leaves the block; ``step()`` then only loads the result. What the block would have
-    assigned (a loss, say) may be missing after it: look at ``completed``.
+    As soon as the round is sealed without this rank, the next module that the program enters,
+    forward or backward, leaves the block. ``step()`` then only loads the result. What the block
+    would have assigned (a loss, say) may be missing after it.
+
+    Attributes:
+        completed: Whether the block ran to its end.
+
+    Example:
+        >>> import torch
+        >>> import hvd_backup.torch as hvd
+        >>> hvd.init()
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> with optimizer.attempt() as attempt:
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(3, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> attempt.completed
+        True
     """
 
     def __init__(self, overtaken: Callable[[], bool], finished: Callable[[bool], None]) -> None:
@@ -28,7 +44,11 @@ class Attempt:
         """Whether the block ran to its end."""
 
     def check(self) -> None:
-        """Leave the block if its work can no longer count. For code outside of any module."""
+        """Leave the block if its work can no longer count. For long code outside of any module.
+
+        Raises:
+            Overtaken: The round was sealed without this rank. The block catches it.
+        """
         if self._overtaken():
             raise Overtaken
 

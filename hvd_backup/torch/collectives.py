@@ -33,10 +33,32 @@ def allreduce_async(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
-    """Begin to combine a tensor over all ranks; ``synchronize`` gives a fresh one.
+    """Begin to combine a tensor over all ranks. Horovod's ``allreduce_async``.
 
-    `op` is Average (default), Sum, Min, Max, Product or Adasum. Integers are averaged and scaled in
-    float64 and cut off. The tensor is read when all ranks are there: leave it alone until then.
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensor alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensor: Strided, on any device, of any shape and dtype uint8, int8 to int64, float16,
+            bfloat16, float32 or float64; shape and dtype are equal on all ranks.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        op: Average (default), Sum, Min, Max, Product or Adasum.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A handle; ``synchronize`` of it gives a fresh tensor of the same shape, dtype and device.
+
+    Raises:
+        TypeError: `tensor` is not a tensor.
+        ValueError: `tensor` has another layout or dtype, `op` does not exist or is given with
+            `average`, or this rank is not in the set.
+        NotImplementedError: `op` is Adasum, and Horovod is not installed, the number of ranks is
+            not a power of 2, or there is a process set.
+        NotInitialized: ``init()`` was not called.
     """
     how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     return _reduce("allreduce", [tensor], how, Where(process_set, name), in_place=False, one=True)
@@ -51,7 +73,33 @@ def allreduce_async_(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
-    """``allreduce_async``, in place."""
+    """Begin to combine a tensor over all ranks, in place. Horovod's ``allreduce_async_``.
+
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensor alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensor: Strided, on any device, of any shape and dtype uint8, int8 to int64, float16,
+            bfloat16, float32 or float64; shape and dtype are equal on all ranks.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        op: Average (default), Sum, Min, Max, Product or Adasum.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A handle; ``synchronize`` of it gives `tensor` itself, of the same shape and dtype.
+
+    Raises:
+        TypeError: `tensor` is not a tensor.
+        ValueError: `tensor` has another layout or dtype, `op` does not exist or is given with
+            `average`, or this rank is not in the set.
+        NotImplementedError: `op` is Adasum, and Horovod is not installed, the number of ranks is
+            not a power of 2, or there is a process set.
+        NotInitialized: ``init()`` was not called.
+    """
     how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     return _reduce("allreduce", [tensor], how, Where(process_set, name), in_place=True, one=True)
 
@@ -65,7 +113,33 @@ def allreduce_(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
-    """``allreduce``, in place."""
+    """Combine a tensor over all ranks, in place. Horovod's ``allreduce_``.
+
+    Args:
+        tensor: Strided, on any device, of any shape and dtype uint8, int8 to int64, float16,
+            bfloat16, float32 or float64; shape and dtype are equal on all ranks.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        op: Average (default), Sum, Min, Max, Product or Adasum.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        `tensor` itself, of the same shape and dtype.
+
+    Raises:
+        TypeError: `tensor` is not a tensor.
+        ValueError: `tensor` has another layout or dtype, `op` does not exist or is given with
+            `average`, or this rank is not in the set.
+        NotImplementedError: `op` is Adasum, and Horovod is not installed, the number of ranks is
+            not a power of 2, or there is a process set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     where = Where(process_set, name)
     result: Tensor = synchronize(
@@ -83,7 +157,36 @@ def grouped_allreduce_async(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
-    """``allreduce_async`` of several tensors, as one call; those of one dtype travel together."""
+    """Begin to combine several tensors, as one call, over all ranks.
+
+    Tensors of one dtype travel together. Horovod's ``grouped_allreduce_async``.
+
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensors alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensors: Tensors, each strided, on any device, of any shape and dtype uint8, int8 to int64,
+            float16, bfloat16, float32 or float64; shape and dtype are equal on all ranks.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        op: Average (default), Sum, Min, Max, Product or Adasum.
+        prescale_factor: Multiplies each rank's tensors before they are combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A handle; ``synchronize`` of it gives a tuple of fresh tensors of the same shapes, dtypes
+        and devices.
+
+    Raises:
+        TypeError: `tensors` has what is not a tensor.
+        ValueError: A tensor has another layout or dtype, `op` does not exist or is given with
+            `average`, or this rank is not in the set.
+        NotImplementedError: `op` is Adasum, and Horovod is not installed, the number of ranks is
+            not a power of 2, or there is a process set.
+        NotInitialized: ``init()`` was not called.
+    """
     how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     where = Where(process_set, name)
     return _reduce("grouped_allreduce", tensors, how, where, in_place=False)
@@ -98,7 +201,36 @@ def grouped_allreduce_async_(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
-    """``grouped_allreduce_async``, in place."""
+    """Begin to combine several tensors, as one call, over all ranks, in place.
+
+    Tensors of one dtype travel together. Horovod's ``grouped_allreduce_async_``.
+
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensors alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensors: Tensors, each strided, on any device, of any shape and dtype uint8, int8 to int64,
+            float16, bfloat16, float32 or float64; shape and dtype are equal on all ranks.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        op: Average (default), Sum, Min, Max, Product or Adasum.
+        prescale_factor: Multiplies each rank's tensors before they are combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A handle; ``synchronize`` of it gives a tuple of the `tensors` themselves, of the same
+        shapes and dtypes.
+
+    Raises:
+        TypeError: `tensors` has what is not a tensor.
+        ValueError: A tensor has another layout or dtype, `op` does not exist or is given with
+            `average`, or this rank is not in the set.
+        NotImplementedError: `op` is Adasum, and Horovod is not installed, the number of ranks is
+            not a power of 2, or there is a process set.
+        NotInitialized: ``init()`` was not called.
+    """
     how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     where = Where(process_set, name)
     return _reduce("grouped_allreduce", tensors, how, where, in_place=True)
@@ -113,7 +245,35 @@ def grouped_allreduce_(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> tuple[Tensor, ...]:
-    """``grouped_allreduce``, in place."""
+    """Combine several tensors, as one call, over all ranks, in place.
+
+    Tensors of one dtype travel together. Horovod's ``grouped_allreduce_``.
+
+    Args:
+        tensors: Tensors, each strided, on any device, of any shape and dtype uint8, int8 to int64,
+            float16, bfloat16, float32 or float64; shape and dtype are equal on all ranks.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        op: Average (default), Sum, Min, Max, Product or Adasum.
+        prescale_factor: Multiplies each rank's tensors before they are combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A tuple of the `tensors` themselves, of the same shapes and dtypes.
+
+    Raises:
+        TypeError: `tensors` has what is not a tensor.
+        ValueError: A tensor has another layout or dtype, `op` does not exist or is given with
+            `average`, or this rank is not in the set.
+        NotImplementedError: `op` is Adasum, and Horovod is not installed, the number of ranks is
+            not a power of 2, or there is a process set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     how = ReduceOp(op_of(op, average), prescale_factor, postscale_factor)
     where = Where(process_set, name)
     result: tuple[Tensor, ...] = synchronize(
@@ -142,9 +302,25 @@ def _reduce(
 def sparse_allreduce_async(
     tensor: Tensor, name: str, op: str, process_set: ProcessSet = global_process_set
 ) -> Callable[[], Tensor]:
-    """Gather all ranks' rows of a sparse tensor. What it returns waits for the result if called.
+    """Begin to gather the rows of a sparse tensor from all ranks.
 
-    With `op` Average the values are divided by the number of ranks, else they are as they were.
+    Horovod's ``sparse_allreduce_async``. The call is done when all ranks wait for a call: nothing
+    runs in the background.
+
+    Args:
+        tensor: A sparse COO tensor of any shape and dtype that ``allgather`` takes; coalesced or
+            not. The number of entries may differ between ranks.
+        name: Matches the ranks' calls.
+        op: Average: values are divided by the number of ranks. With any other value they stay.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A function without arguments. It waits for the call, and gives a sparse COO tensor, not
+        coalesced, of the same shape and dtype (integers averaged: a floating dtype).
+
+    Raises:
+        ValueError: The dtype cannot travel, or this rank is not in the set.
+        NotInitialized: ``init()`` was not called.
     """
     indices = tensor._indices().transpose(0, 1).contiguous()  # noqa: SLF001 (not coalesced)
     values = tensor._values()  # noqa: SLF001
@@ -163,7 +339,30 @@ def sparse_allreduce_async(
 def allgather_async(
     tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handle:
-    """Begin to concatenate all ranks' tensors along axis 0, whose length may differ."""
+    """Begin to concatenate the tensors of all ranks along axis 0, in order of rank.
+
+    Horovod's ``allgather_async``.
+
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensor alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensor: Strided, on any device, of any shape with at least one axis, and dtype bool, uint8,
+            int8 to int64, float16, bfloat16, float32, float64 or complex. Axis 0 may differ between
+            ranks; the other axes and the dtype may not.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A handle; ``synchronize`` of it gives a fresh tensor with the rows of all ranks, of the same
+        dtype and device.
+
+    Raises:
+        TypeError: `tensor` is not a tensor.
+        ValueError: A tensor is a scalar or has another layout or dtype, or this rank is not in the
+            set.
+        NotInitialized: ``init()`` was not called.
+    """
     check_tensors("allgather", [tensor], reduced=False)
     return operations.allgather(
         [typed(tensor)],
@@ -177,7 +376,30 @@ def grouped_allgather_async(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
-    """``allgather_async`` of several tensors, as one call."""
+    """Begin to concatenate each of several tensors of all ranks along axis 0, as one call.
+
+    Horovod's ``grouped_allgather_async``.
+
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensors alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensors: Tensors, each strided, on any device, of any shape with at least one axis, and
+            dtype bool, uint8, int8 to int64, float16, bfloat16, float32, float64 or complex. Axis 0
+            may differ between ranks; the other axes and the dtype may not.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A handle; ``synchronize`` of it gives a tuple of fresh tensors with the rows of all ranks,
+        of the same dtypes and devices.
+
+    Raises:
+        TypeError: `tensors` has what is not a tensor.
+        ValueError: A tensor is a scalar or has another layout or dtype, or this rank is not in the
+            set.
+        NotInitialized: ``init()`` was not called.
+    """
     return begin_allgather(list(tensors), name, process_set)[0]
 
 
@@ -202,7 +424,28 @@ def broadcast_async(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
-    """Begin to give every rank `root_rank`'s tensor; the root is a rank of the world."""
+    """Begin to give every rank the tensor of `root_rank`. Horovod's ``broadcast_async``.
+
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensor alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensor: Strided, on any device, of any shape and dtype bool, uint8, int8 to int64, float16,
+            bfloat16, float32, float64 or complex; shape and dtype are equal on all ranks.
+        root_rank: A rank of the world, also with a process set.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A handle; ``synchronize`` of it gives the root's values, a fresh tensor of the same shape,
+        dtype and device.
+
+    Raises:
+        TypeError: `tensor` is not a tensor, or `root_rank` is not an int.
+        ValueError: `tensor` has another layout or dtype, or the root or this rank is not in the
+            set.
+        NotInitialized: ``init()`` was not called.
+    """
     return _broadcast(tensor, root_rank, Where(process_set, name), in_place=False)
 
 
@@ -212,7 +455,27 @@ def broadcast_async_(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
-    """``broadcast_async``, in place."""
+    """Begin to give every rank the tensor of `root_rank`, in place. Horovod's ``broadcast_async_``.
+
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensor alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensor: Strided, on any device, of any shape and dtype bool, uint8, int8 to int64, float16,
+            bfloat16, float32, float64 or complex; shape and dtype are equal on all ranks.
+        root_rank: A rank of the world, also with a process set.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A handle; ``synchronize`` of it gives `tensor` itself, of the same shape and dtype.
+
+    Raises:
+        TypeError: `tensor` is not a tensor, or `root_rank` is not an int.
+        ValueError: `tensor` has another layout or dtype, or the root or this rank is not in the
+            set.
+        NotInitialized: ``init()`` was not called.
+    """
     return _broadcast(tensor, root_rank, Where(process_set, name), in_place=True)
 
 
@@ -222,7 +485,27 @@ def broadcast_(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
-    """``broadcast``, in place."""
+    """Give every rank the tensor of `root_rank`, in place. Horovod's ``broadcast_``.
+
+    Args:
+        tensor: Strided, on any device, of any shape and dtype bool, uint8, int8 to int64, float16,
+            bfloat16, float32, float64 or complex; shape and dtype are equal on all ranks.
+        root_rank: A rank of the world, also with a process set.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        `tensor` itself, of the same shape and dtype.
+
+    Raises:
+        TypeError: `tensor` is not a tensor, or `root_rank` is not an int.
+        ValueError: `tensor` has another layout or dtype, or the root or this rank is not in the
+            set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes or roots differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     result: Tensor = synchronize(
         _broadcast(tensor, root_rank, Where(process_set, name), in_place=True)
     )
@@ -241,9 +524,32 @@ def alltoall_async(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Handle:
-    """Begin to send `splits[r]` rows to rank r; without splits every rank gets as many.
+    """Begin to send rows to every rank, and receive rows from every rank.
 
-    ``synchronize`` gives (tensor, received splits).
+    Horovod's ``alltoall_async``.
+
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensor alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensor: Strided, on any device, of any shape with at least one axis, and dtype bool, uint8,
+            int8 to int64, float16, bfloat16, float32, float64 or complex. Axis 0 may differ between
+            ranks; the other axes and the dtype may not.
+        splits: A tensor of shape [ranks] and an integer dtype, or a sequence of ints: how many rows
+            each rank gets. None: every rank gets the same number of rows.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A handle; ``synchronize`` of it gives the rows that came, in order of rank, a fresh tensor
+        of the same dtype and device; and how many rows each rank sent, a tensor of shape [ranks]
+        and the dtype of `splits`, else int32.
+
+    Raises:
+        TypeError: `tensor` is not a tensor.
+        ValueError: The splits do not fit the rows or the number of ranks, `tensor` is a scalar or
+            has another layout or dtype, or this rank is not in the set.
+        NotInitialized: ``init()`` was not called.
     """
     check_tensors("alltoall", [tensor], reduced=False)
     counts = splits if splits is None or isinstance(splits, torch.Tensor) else list(splits)
@@ -270,7 +576,34 @@ def reducescatter_async(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> Handle:
-    """Begin to combine a tensor (Average or Sum) and to give each rank its share of the rows."""
+    """Begin to combine a tensor over all ranks, and give each rank its share of the rows.
+
+    If the rows do not divide equally, the first ranks get one more. Horovod's
+    ``reducescatter_async``.
+
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensor alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensor: Strided, on any device, of any shape with at least one axis and dtype uint8, int8 to
+            int64, float16, bfloat16, float32 or float64; shape and dtype are equal on all ranks.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        op: Average or Sum.
+        process_set: The ranks that take part; default: all.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+
+    Returns:
+        A handle; ``synchronize`` of it gives this rank's rows, a fresh tensor of the same dtype and
+        device.
+
+    Raises:
+        TypeError: `tensor` is not a tensor.
+        ValueError: `op` is neither, a tensor is a scalar or has another layout or dtype, or this
+            rank is not in the set.
+        NotInitialized: ``init()`` was not called.
+    """
     check_tensors("reducescatter", [tensor], reduced=True)
     how = ReduceOp(op, prescale_factor, postscale_factor)
     where = Where(process_set, name)
@@ -285,7 +618,35 @@ def grouped_reducescatter_async(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> Handle:
-    """``reducescatter_async`` of several tensors, as one call."""
+    """Begin to combine several tensors over all ranks, as one call, and share out their rows.
+
+    If the rows do not divide equally, the first ranks get one more. Horovod's
+    ``grouped_reducescatter_async``.
+
+    The call is done when all ranks wait for a call: nothing runs in the background. Leave the
+    tensors alone until then. Mismatch, RoundTimeout and PeerFailed come from ``synchronize``.
+
+    Args:
+        tensors: Tensors, each strided, on any device, of any shape with at least one axis and dtype
+            uint8, int8 to int64, float16, bfloat16, float32 or float64; shape and dtype are equal
+            on all ranks.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        op: Average or Sum.
+        process_set: The ranks that take part; default: all.
+        prescale_factor: Multiplies each rank's tensors before they are combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+
+    Returns:
+        A handle; ``synchronize`` of it gives a tuple of this rank's rows of each, fresh tensors of
+        the same dtypes and devices.
+
+    Raises:
+        TypeError: `tensors` has what is not a tensor.
+        ValueError: `op` is neither, a tensor is a scalar or has another layout or dtype, or this
+            rank is not in the set.
+        NotInitialized: ``init()`` was not called.
+    """
     tensors = list(tensors)
     check_tensors("grouped_reducescatter", tensors, reduced=True)
     how = ReduceOp(op, prescale_factor, postscale_factor)
@@ -294,18 +655,40 @@ def grouped_reducescatter_async(
 
 
 def poll(handle: Handle) -> bool:
-    """Whether a call is done, so that ``synchronize`` does not wait.
+    """Whether a call is done, so that ``synchronize`` does not wait. Horovod's ``poll``.
 
-    If it is not, this rank meets the others once, for which it may wait: as nothing runs in the
+    If it is not, this rank meets the others once, for which it may wait. As nothing runs in the
     background, a loop around ``poll`` would not end otherwise.
+
+    Args:
+        handle: What the function with ``_async`` in its name returned.
+
+    Returns:
+        True or False.
+
+    Raises:
+        TypeError: `handle` is not a handle.
+        Mismatch: The ranks called different things; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     return operations.poll(_checked(handle, "poll"))
 
 
 def synchronize(handle: Handle) -> Any:
-    """Wait until a call is done; its result. None if it has been given before, as in Horovod.
+    """Wait until a call is done. Horovod's ``synchronize``.
 
-    Raises Mismatch if the ranks disagreed on it, or all wait for different calls.
+    Args:
+        handle: What the function with ``_async`` in its name returned.
+
+    Returns:
+        The result of the call; None if it has been given before.
+
+    Raises:
+        TypeError: `handle` is not a handle.
+        Mismatch: The ranks called different things, or all wait for different calls; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     return None if _checked(handle, "synchronize").taken else operations.complete(handle)
 
@@ -317,16 +700,31 @@ def _checked(handle: object, call: str) -> Handle:
 
 
 def join(device: int = -1) -> int:
-    """This rank has no more data: take part in what the others do until all have joined.
+    """Say that this rank has no more data; take part in the others' calls until all have joined.
 
-    In their all-reduces it does so with zeros, which an average counts; in the rounds of a
-    DistributedOptimizer it abstains, which a mean does not count. When all have joined, parameters
-    and optimizer state are equal on all ranks again: those of the rank that made the most steps.
-    Returns that rank; without steps, the one that came last. `device` is accepted and changes
-    nothing: the zeros are on the host.
+    In ``allreduce`` this rank contributes zeros, which an average counts. In the rounds of a
+    DistributedOptimizer it abstains, which a mean does not count. When all ranks have joined,
+    parameters and optimizer state are those of the rank that made the most steps, on every rank.
+    Buffers are not: send them with ``broadcast_parameters``. Horovod's ``join``.
 
-    Raises Mismatch, on every rank, if another rank needs this one for more: to make the first step
-    of an optimizer, say.
+    Args:
+        device: Accepted for Horovod; without effect, as the zeros are on the host.
+
+    Returns:
+        The rank that made the most steps; without steps, the one that joined last.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+        Mismatch: A rank that has not joined makes a call that needs this one: the first step of an
+            optimizer, say, on every rank; another collective, on the ranks that have not joined.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        >>> import hvd_backup.torch as hvd
+        >>> hvd.init()
+        >>> 0 <= hvd.join() < hvd.size()
+        True
     """
     return operations.join()
 

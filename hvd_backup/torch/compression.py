@@ -11,30 +11,69 @@ import torch
 
 
 class Compresses(Protocol):
-    """What DistributedOptimizer takes as `compression`: a class or an object with these two.
+    """What DistributedOptimizer takes as `compression`: a class or object with these two methods.
 
-    ``compress`` gives a dense tensor of float16, bfloat16, float32 or float64, always of one dtype
-    and shape for one parameter, and what ``decompress`` needs besides. ``decompress`` gives a
-    tensor of the parameter's shape. What travels is averaged, so a mean of what was compressed must
-    be what a mean compresses to, more or less. A rank that skipped a round decompresses with what
-    its last ``compress`` gave, or that of zeros.
+    What travels is averaged, so the mean of compressed gradients must be, more or less, the
+    compressed mean. A rank that skipped a round decompresses with the `ctx` of its last
+    ``compress``, or that of zeros.
     """
 
-    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]: ...
-    def decompress(self, tensor: torch.Tensor, ctx: Any) -> torch.Tensor: ...
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Prepare a gradient for its way to the other ranks.
+
+        Args:
+            tensor: The gradient, of the parameter's shape and dtype.
+
+        Returns:
+            A dense tensor of dtype float16, bfloat16, float32 or float64, always of the same shape
+            and dtype for one parameter; and a context for ``decompress``.
+        """
+
+    def decompress(self, tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
+        """Turn what came back into a gradient.
+
+        Args:
+            tensor: The mean, of the shape and dtype that ``compress`` gave.
+            ctx: The context that ``compress`` gave.
+
+        Returns:
+            A tensor of the parameter's shape and dtype.
+        """
 
 
 class Compressor:
-    """Base of compressors: static ``compress(tensor)`` and ``decompress(tensor, ctx)``."""
+    """Base of compressors: two static methods. Horovod's ``Compressor``."""
 
     @staticmethod
     def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """What travels, and what ``decompress`` needs besides."""
+        """Prepare a tensor for its way to the other ranks.
+
+        Args:
+            tensor: Of any shape and dtype.
+
+        Returns:
+            The tensor that travels, dense, of any shape and floating dtype; and a context for
+            ``decompress``.
+
+        Raises:
+            NotImplementedError: A subclass has to do it.
+        """
         raise NotImplementedError
 
     @staticmethod
     def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
-        """What ``compress`` was given, as far as it can be told."""
+        """Turn what came back into a tensor like the original.
+
+        Args:
+            tensor: Of the shape and dtype that ``compress`` gave.
+            ctx: The context that ``compress`` gave.
+
+        Returns:
+            A tensor of the original's shape and dtype.
+
+        Raises:
+            NotImplementedError: A subclass has to do it.
+        """
         raise NotImplementedError
 
 
@@ -69,9 +108,10 @@ class _Cast(Compressor):
 
 
 class FP16Compressor(_Cast):
-    """float32 and float64 travel as float16: beyond 65504 they are inf."""
+    """float32 and float64 travel as float16: values beyond 65504 are inf. Other dtypes stay."""
 
     dtype = torch.float16
+    """The dtype that travels."""
 
 
 class BF16Compressor(_Cast):
@@ -81,10 +121,17 @@ class BF16Compressor(_Cast):
     """
 
     dtype = torch.bfloat16
+    """The dtype that travels."""
 
 
 class Compression:
-    """The compressors that are there."""
+    """The compressors. Horovod's ``Compression``, and bf16.
+
+    Attributes:
+        none: Tensors travel as they are.
+        fp16: float32 and float64 travel as float16.
+        bf16: float32 and float64 travel as bfloat16.
+    """
 
     none = NoneCompressor
     fp16 = FP16Compressor

@@ -28,11 +28,19 @@ from hvd_backup.world import runtime
 
 
 def set_torchrun_env(port: int | None = None) -> None:
-    """Set the environment variables that torchrun would, of this world's ranks. Collective.
+    """Set the environment variables that torchrun would set, from this world's ranks.
 
-    They are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT: what
-    ``torch.distributed.init_process_group`` reads, and libraries that make a process group of their
-    own (Accelerate, the Trainer of Transformers). `port` is of rank 0's host; None: a free one.
+    They are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    ``torch.distributed.init_process_group`` reads them, and so do libraries that make a process
+    group of their own (Accelerate, the Trainer of Transformers). All ranks call this together.
+
+    Args:
+        port: A port of rank 0's host. None: a free one.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     world = runtime.current()
     there = (socket.gethostname(), port or _free_port()) if world.rank == 0 else None
@@ -56,18 +64,36 @@ def register(
     window: int | None = None,
     timeout: float | None = None,
 ) -> "DdpHook":
-    """Let every backward pass of `model` be one round: its gradients are the contributors' mean.
+    """Make every backward pass of `model` one round: its gradients are the contributors' mean.
 
-    Needs ``hvd_backup.torch.init()`` and a process group of the same ranks in the same order (gloo,
-    say), which DDP goes on using for its set-up: one broadcast in its constructor, and one before
-    the second iteration. The options are DistributedOptimizer's; optimizer, clipping and schedulers
-    stay local, and are equal on all ranks as the gradients are. Passes within ``model.no_sync()``
-    are no rounds.
+    The process group of `model` has the same ranks in the same order as ``init()``; it may be of
+    gloo. DDP goes on using it for its set-up: one broadcast in its constructor, and one before the
+    second iteration. Optimizer, clipping and schedulers stay local, and are equal on all ranks as
+    the gradients are. Passes within ``model.no_sync()`` are not rounds.
 
-    With backup workers, ValueError for settings of DDP with which every forward or backward pass
-    waits for every rank: `broadcast_buffers` (of a model with buffers), `find_unused_parameters`;
-    RuntimeError from ``backward()`` within ``model.join()``. TypeError for parameters that cannot
-    be averaged. ``backward()`` raises Mismatch, RoundTimeout and PeerFailed.
+    Args:
+        model: The wrapped model. Its trainable parameters have any shape and a floating dtype.
+        backup_workers: b, how many of the R ranks a round does not wait for. None:
+            HVD_BACKUP_WORKERS, else 0.
+        late: What becomes of a gradient that misses its round: "drop", or "carry" it into the next.
+        grace: Seconds that a round stays open after its quorum. None: HVD_BACKUP_GRACE, else 0.
+        window: How many results are kept for late ranks, 1 to 4096, and so how many rounds a rank
+            can fall behind before the others wait for it. None: HVD_BACKUP_WINDOW, else by size.
+        timeout: Seconds that one wait may take. None: HVD_BACKUP_TIMEOUT, else 600.
+
+    Returns:
+        The ``DdpHook`` of the model.
+
+    Raises:
+        TypeError: `model` is not a DistributedDataParallel, or a parameter cannot be averaged.
+        ValueError: An option is out of range, the process group has other ranks, or with backup
+            workers DDP would wait for every rank: `broadcast_buffers` of a model with buffers,
+            `find_unused_parameters`, a SyncBatchNorm.
+        NotInitialized: ``init()`` was not called.
+        DeviceError: A parameter is on a GPU that this build or its driver cannot use.
+
+        ``backward()`` raises Mismatch, RoundTimeout and PeerFailed; with backup workers
+        RuntimeError within ``model.join()``.
     """
     if not isinstance(model, DistributedDataParallel):
         raise TypeError(f"register takes a DistributedDataParallel, not {type(model).__name__}")
@@ -89,7 +115,12 @@ def register(
 
 
 class DdpHook:
-    """One model's rounds. Made by ``register``."""
+    """The rounds of one model, made by ``register``.
+
+    Attributes:
+        backup_workers: b, how many ranks a round does not wait for.
+        last_round: The ``Round`` of the last backward pass; None before the first.
+    """
 
     def __init__(
         self, model: DistributedDataParallel, backup_workers: int, options: dict[str, Any]
@@ -128,8 +159,8 @@ class DdpHook:
     def weight(self) -> float:
         """How much this rank's gradient counts in the mean: its batch size, say. 0 abstains.
 
-        Setting it raises TypeError for what is no number, and ValueError for one that is neither 0
-        nor between 1e-30 and 1e30: an error amid ``backward()`` would be the end of DDP's model.
+        Setting it raises TypeError for what is not a number, and ValueError for one that is neither
+        0 nor between 1e-30 and 1e30: an error amid ``backward()`` would be the end of DDP's model.
         """
         return self._weight
 
@@ -138,11 +169,15 @@ class DdpHook:
         self._weight = check_weight(value, "hook.weight")
 
     def stats(self) -> Stats:
-        """This rank's rounds so far."""
+        """The rounds of this rank.
+
+        Returns:
+            Its ``Stats``; without rounds before the first backward pass.
+        """
         return self._exchange.stats if self._exchange is not None else Stats()
 
     def close(self) -> None:
-        """The last round was the last one. DDP keeps its hook: drop it, and wrap the model anew."""
+        """End the rounds. DDP keeps its hook: drop the wrapped model, and wrap the module anew."""
         for param in self._params:
             owners.give_back(param, self)
         owners.forget(self)
@@ -151,13 +186,35 @@ class DdpHook:
             self._exchange.close()
 
     def hand_over(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """A DistributedOptimizer, or the hook of a model wrapped later, takes over."""
+        """Let a DistributedOptimizer, or the hook of a model wrapped later, take over.
+
+        The package calls it.
+
+        Args:
+            optimizer: The optimizer that takes over; None: a hook does.
+        """
         self._retired = True
         self.close()
 
     # DDP compares these annotations with the types: no strings here.
     def take(self, bucket: distributed.GradBucket) -> Future[torch.Tensor]:  # type: ignore[name-defined]
-        """DDP's communication hook."""
+        """DDP's communication hook. DDP calls it once for each bucket.
+
+        Args:
+            bucket: Gradients of some parameters, as a flat tensor of shape [elements] and a
+                floating dtype.
+
+        Returns:
+            A future of the agreed mean, in a tensor of the same shape and dtype. It is set when the
+            last bucket has come.
+
+        Raises:
+            RuntimeError: What needs gradients has changed since DDP was constructed, or a
+                DistributedOptimizer has taken over.
+            Mismatch: The ranks' options or parameters differ; on every rank.
+            RoundTimeout: The quorum did not come in time; the text names the missing ranks.
+            PeerFailed: Another rank died, left or failed.
+        """
         exchange = self._prepared()
         params = {id(param) for param in bucket.parameters()}
         if not params <= self._missing:  # the last pass has ended early, by an exception

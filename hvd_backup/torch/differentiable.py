@@ -27,11 +27,43 @@ def allreduce(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
-    """Combine over all ranks; a fresh tensor. Its gradient is combined in the same way.
+    """Combine a tensor over all ranks. Horovod's ``allreduce``.
 
-    `op` is Average (default), Sum, Min, Max, Product or Adasum; `compression` what the tensor
-    travels in. Integers are averaged and scaled in float64 and cut off. Raises Mismatch, on every
-    rank, when names, shapes, dtypes, ops or factors differ.
+    Every rank waits for every other. The gradient is combined in the same way.
+
+    Args:
+        tensor: Strided, on any device, of any shape and dtype uint8, int8 to int64, float16,
+            bfloat16, float32 or float64; shape and dtype are equal on all ranks.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        compression: The dtype in which the tensor travels: a class of ``Compression``, or one like
+            it.
+        op: Average (default), Sum, Min, Max, Product or Adasum.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A fresh tensor of the same shape, dtype and device.
+
+    Raises:
+        TypeError: `tensor` is not a tensor.
+        ValueError: `tensor` has another layout or dtype, `op` does not exist or is given with
+            `average`, or this rank is not in the set.
+        NotImplementedError: `op` is Adasum, and Horovod is not installed, the number of ranks is
+            not a power of 2, or there is a process set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        >>> import torch
+        >>> import hvd_backup.torch as hvd
+        >>> hvd.init()
+        >>> hvd.allreduce(torch.tensor([1.0, 3.0]))
+        tensor([1., 3.])
     """
     check_tensors("allreduce", [tensor], reduced=True)
     packed, ctx = compression.compress(tensor)
@@ -51,7 +83,39 @@ def grouped_allreduce(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> list[Tensor]:
-    """``allreduce`` of several tensors, as one call; those of one dtype travel together."""
+    """Combine several tensors, as one call, over all ranks.
+
+    Tensors of one dtype travel together. Horovod's ``grouped_allreduce``.
+
+    Every rank waits for every other. The gradient is combined in the same way.
+
+    Args:
+        tensors: Tensors, each strided, on any device, of any shape and dtype uint8, int8 to int64,
+            float16, bfloat16, float32 or float64; shape and dtype are equal on all ranks.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        compression: The dtype in which the tensors travel: a class of ``Compression``, or one like
+            it.
+        op: Average (default), Sum, Min, Max, Product or Adasum.
+        prescale_factor: Multiplies each rank's tensors before they are combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A list of fresh tensors of the same shapes, dtypes and devices.
+
+    Raises:
+        TypeError: `tensors` has what is not a tensor.
+        ValueError: A tensor has another layout or dtype, `op` does not exist or is given with
+            `average`, or this rank is not in the set.
+        NotImplementedError: `op` is Adasum, and Horovod is not installed, the number of ranks is
+            not a power of 2, or there is a process set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     tensors = list(tensors)
     check_tensors("grouped_allreduce", tensors, reduced=True)
     packed, contexts = _compressed(tensors, compression)
@@ -64,9 +128,35 @@ def grouped_allreduce(
 def allgather(
     tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Tensor:
-    """The tensors of all ranks, concatenated along axis 0, whose length may differ.
+    """Concatenate the tensors of all ranks along axis 0, in order of rank.
 
-    The gradient is the rank's part of the ranks' mean gradient. Raises ValueError for a scalar.
+    Horovod's ``allgather``. The gradient is this rank's part of the mean gradient of all ranks.
+
+    Args:
+        tensor: Strided, on any device, of any shape with at least one axis, and dtype bool, uint8,
+            int8 to int64, float16, bfloat16, float32, float64 or complex. Axis 0 may differ between
+            ranks; the other axes and the dtype may not.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A fresh tensor with the rows of all ranks, of the same dtype and device.
+
+    Raises:
+        TypeError: `tensor` is not a tensor.
+        ValueError: A tensor is a scalar or has another layout or dtype, or this rank is not in the
+            set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' dtypes or other axes differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        >>> import torch
+        >>> import hvd_backup.torch as hvd
+        >>> hvd.init()
+        >>> hvd.allgather(torch.tensor([[1, 2]])).shape == (hvd.size(), 2)
+        True
     """
     (result,) = _apply(_Allgather, name, process_set, tensor)
     return cast("Tensor", result)
@@ -77,7 +167,30 @@ def grouped_allgather(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> tuple[Tensor, ...]:
-    """``allgather`` of several tensors, as one call."""
+    """Concatenate each of several tensors of all ranks along axis 0, as one call.
+
+    Horovod's ``grouped_allgather``. The gradient is this rank's part of the mean gradient of all
+    ranks.
+
+    Args:
+        tensors: Tensors, each strided, on any device, of any shape with at least one axis, and
+            dtype bool, uint8, int8 to int64, float16, bfloat16, float32, float64 or complex. Axis 0
+            may differ between ranks; the other axes and the dtype may not.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        A tuple of fresh tensors with the rows of all ranks, of the same dtypes and devices.
+
+    Raises:
+        TypeError: `tensors` has what is not a tensor.
+        ValueError: A tensor is a scalar or has another layout or dtype, or this rank is not in the
+            set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' dtypes or other axes differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     return cast("tuple[Tensor, ...]", _apply(_Allgather, name, process_set, *tensors))
 
 
@@ -87,9 +200,28 @@ def broadcast(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Tensor:
-    """`root_rank`'s tensor, fresh, on every rank; the root is a rank of the world.
+    """Give every rank the tensor of `root_rank`. Horovod's ``broadcast``.
 
-    The root's gradient is the ranks' mean gradient, the others' is zero.
+    The root's gradient is the mean gradient of all ranks; the gradient of the others is zero.
+
+    Args:
+        tensor: Strided, on any device, of any shape and dtype bool, uint8, int8 to int64, float16,
+            bfloat16, float32, float64 or complex; shape and dtype are equal on all ranks.
+        root_rank: A rank of the world, also with a process set.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        The root's values, a fresh tensor of the same shape, dtype and device.
+
+    Raises:
+        TypeError: `tensor` is not a tensor, or `root_rank` is not an int.
+        ValueError: `tensor` has another layout or dtype, or the root or this rank is not in the
+            set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes or roots differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     return cast("Tensor", _apply(_Broadcast, tensor, root_rank, name, process_set))
 
@@ -100,10 +232,32 @@ def alltoall(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`splits[r]` rows go to rank r; without splits every rank gets as many.
+    """Send rows to every rank, and receive rows from every rank.
 
-    All rows that came, in order of rank; with splits also how many came from each. Gradients
-    travel back. Raises ValueError for splits that cannot be.
+    Horovod's ``alltoall``. Gradients travel back.
+
+    Args:
+        tensor: Strided, on any device, of any shape with at least one axis, and dtype bool, uint8,
+            int8 to int64, float16, bfloat16, float32, float64 or complex. Axis 0 may differ between
+            ranks; the other axes and the dtype may not.
+        splits: A tensor of shape [ranks] and an integer dtype, or a sequence of ints: how many rows
+            each rank gets. None: every rank gets the same number of rows.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        process_set: The ranks that take part; default: all.
+
+    Returns:
+        The rows that came, in order of rank, a fresh tensor of the same dtype and device. With
+        `splits` a tuple of it and how many rows each rank sent, a tensor of shape [ranks] and the
+        dtype of `splits`.
+
+    Raises:
+        TypeError: `tensor` is not a tensor.
+        ValueError: The splits do not fit the rows or the number of ranks, `tensor` is a scalar or
+            has another layout or dtype, or this rank is not in the set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' dtypes or other axes differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     result, received = _apply(_Alltoall, tensor, splits, name, process_set)
     return cast("Tensor", result) if splits is None else (result, received)
@@ -118,9 +272,34 @@ def reducescatter(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> Tensor:
-    """Combine over all ranks (Average or Sum) and give each its share of the rows.
+    """Combine a tensor over all ranks, and give each rank its share of the rows.
 
-    If the rows cannot be shared equally, the first ranks get one more. Gradients are gathered.
+    If the rows do not divide equally, the first ranks get one more. Horovod's ``reducescatter``.
+    The gradients of all ranks are gathered.
+
+    Args:
+        tensor: Strided, on any device, of any shape with at least one axis and dtype uint8, int8 to
+            int64, float16, bfloat16, float32 or float64; shape and dtype are equal on all ranks.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        compression: The dtype in which the tensor travels: a class of ``Compression``, or one like
+            it.
+        op: Average or Sum.
+        process_set: The ranks that take part; default: all.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+
+    Returns:
+        This rank's rows, a fresh tensor of the same dtype and device.
+
+    Raises:
+        TypeError: `tensor` is not a tensor.
+        ValueError: `op` is neither, a tensor is a scalar or has another layout or dtype, or this
+            rank is not in the set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     check_tensors("reducescatter", [tensor], reduced=True)
     packed, ctx = compression.compress(tensor)
@@ -138,7 +317,36 @@ def grouped_reducescatter(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> list[Tensor]:
-    """``reducescatter`` of several tensors, as one call."""
+    """Combine several tensors over all ranks, as one call, and share out their rows.
+
+    If the rows do not divide equally, the first ranks get one more. Horovod's
+    ``grouped_reducescatter``. The gradients of all ranks are gathered.
+
+    Args:
+        tensors: Tensors, each strided, on any device, of any shape with at least one axis and dtype
+            uint8, int8 to int64, float16, bfloat16, float32 or float64; shape and dtype are equal
+            on all ranks.
+        name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
+        compression: The dtype in which the tensors travel: a class of ``Compression``, or one like
+            it.
+        op: Average or Sum.
+        process_set: The ranks that take part; default: all.
+        prescale_factor: Multiplies each rank's tensors before they are combined.
+        postscale_factor: Multiplies the result. Integers are averaged and scaled in float64 and cut
+            off.
+
+    Returns:
+        A list of this rank's rows of each, fresh tensors of the same dtypes and devices.
+
+    Raises:
+        TypeError: `tensors` has what is not a tensor.
+        ValueError: `op` is neither, a tensor is a scalar or has another layout or dtype, or this
+            rank is not in the set.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     tensors = list(tensors)
     check_tensors("grouped_reducescatter", tensors, reduced=True)
     packed, contexts = _compressed(tensors, compression)

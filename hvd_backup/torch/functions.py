@@ -26,15 +26,23 @@ Params = Mapping[str, Any] | Iterable[tuple[str, torch.Tensor]] | Iterable[torch
 
 
 def broadcast_parameters(params: Params, root_rank: int = 0) -> None:
-    """Give every rank `root_rank`'s values, in place.
+    """Give every rank the values of `root_rank`, in place. Horovod's ``broadcast_parameters``.
 
-    `params` is a ``model.state_dict()``, ``model.named_parameters()`` or a list of tensors, of any
-    dtype, dense, sparse or quantized. Those of a mapping are matched by name, others by position.
+    Args:
+        params: A ``model.state_dict()``, ``model.named_parameters()`` or an iterable of tensors.
+            They have any shape and dtype, and are dense, sparse or quantized. Ranks match the
+            entries of a mapping by name, others by position. A module's extra state is not sent;
+            all ranks must have the same.
+        root_rank: A rank of the world.
 
-    Raises Mismatch, on every rank, when names, shapes, dtypes or what else makes the meaning of
-    their bits differ. Raises TypeError, on every rank, that names the entries which cannot be sent:
-    what is no tensor, or has no values yet. All others have been sent then. A module's extra state
-    is not sent, and is no error if all ranks have the same.
+    Raises:
+        TypeError: `params` is a module; or, on every rank, an entry cannot be sent: it is no
+            tensor, or has no values yet. The text names it. All other entries have been sent.
+        ValueError: `params` is not iterable, or there is no such rank.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' names, shapes or dtypes differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     root = operations.root_in(root_rank, operations.HERE.process_set, "broadcast_parameters")
     entries = _entries(params)
@@ -119,15 +127,24 @@ class _Tensor(NamedTuple):
 def broadcast_optimizer_state(
     optimizer: torch.optim.Optimizer, root_rank: int = 0, model: torch.nn.Module | None = None
 ) -> None:
-    """Give every rank `root_rank`'s optimizer state and hyperparameters.
+    """Give every rank the optimizer state and hyperparameters of `root_rank`.
 
-    The others' optimizers may be fresh, or have another state: it is replaced. All optimizers do,
-    LBFGS too. Raises Mismatch, on every rank, when the ranks' parameter groups differ; Error, on
-    every rank, when the root's state does not pickle.
+    State of the other ranks' optimizers is replaced. As in Horovod's ``broadcast_optimizer_state``,
+    the parameters of an optimizer without state have gradients of zeros afterwards.
 
-    As in Horovod, a fresh optimizer's parameters have gradients of zeros after it. They are sparse
-    for SparseAdam, and for SGD in the sparse embeddings of `model`, which is needed for nothing
-    else.
+    Args:
+        optimizer: Any torch optimizer, distributed or not.
+        root_rank: A rank of the world.
+        model: The model. With SGD the zeros of its sparse embeddings are then sparse.
+
+    Raises:
+        TypeError: `optimizer` is not a torch optimizer.
+        ValueError: There is no such rank.
+        Error: The root's state cannot be pickled; on every rank.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' optimizers or parameter groups differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"broadcast_optimizer_state takes a torch optimizer, not {optimizer!r}")

@@ -21,15 +21,26 @@ _WHY = (
 class SyncBatchNorm(_BatchNorm):
     """BatchNorm whose mean and variance, in training, are over the batches of all ranks.
 
-    Takes (N, C, …), float32 or float64; N may differ between ranks. A GPU's statistics travel
-    through the host's memory. Every rank must go through forward and backward in the same order. In
-    evaluation it is BatchNorm. Not for models whose optimizer has backup workers: ValueError from
-    DistributedOptimizer, or, if the layer has no parameters or was copied, RuntimeError from its
-    forward pass.
+    The input has shape (N, C, …) and dtype float32 or float64; N may differ between ranks. Forward
+    and backward pass wait for every rank, in the same order on each. A GPU's statistics travel
+    through the host's memory. In evaluation it is torch's BatchNorm. With backup workers
+    DistributedOptimizer raises ValueError for its parameters.
 
-    Ioffe, Szegedy, "Batch normalization" (2015), over the union of the batches. Variances are
-    merged as in Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing
-    sample variances" (1979).
+    Horovod's ``SyncBatchNorm``. Ioffe, Szegedy, "Batch normalization" (2015), over the union of the
+    batches. Variances are merged as in Chan, Golub, LeVeque, "Updating formulae and a pairwise
+    algorithm for computing sample variances" (1979).
+
+    Args:
+        num_features: C, the number of channels.
+        eps: Added to the variance.
+        momentum: The share of the newest batch in the running statistics; None: their mean.
+        affine: Whether there are a weight and a bias per channel.
+        track_running_stats: Whether there are running statistics for evaluation.
+
+    Raises:
+        ValueError: In the forward pass: the input has less than two axes.
+        RuntimeError: In the forward pass: the layer is a copy or has no parameters, and there are
+            backup workers.
     """
 
     def __init__(
