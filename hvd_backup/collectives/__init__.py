@@ -134,16 +134,14 @@ def partial_allreduce(
         PeerFailed: Another rank died, left or failed.
 
     Example:
-        In a world of one rank:
-
         >>> import numpy as np
         >>> import hvd_backup as hb
         >>> hb.init()
         >>> mean, round_ = hb.partial_allreduce(np.array([1.0, 2.0]), backup_workers=0)
         >>> mean
         array([1., 2.])
-        >>> round_.contributors
-        (0,)
+        >>> len(round_.contributors) == hb.size()  # all, as there are no backup workers
+        True
     """
     single = isinstance(arrays, np.ndarray)
     if not isinstance(arrays, np.ndarray | list | tuple):
@@ -239,7 +237,8 @@ def allreduce(
     """Combine an array over all ranks. Every rank waits for every other.
 
     Args:
-        array: Of any shape and an integer, floating or complex dtype; equal on all ranks.
+        array: Of any shape and an integer, floating or complex dtype; shape and dtype are equal on
+            all ranks.
         op: Average, Sum, Min, Max or Product. Min and Max take no complex numbers.
         name: Matches the ranks' calls. Calls without a name are counted.
         prescale_factor: Multiplies each rank's array before it is combined.
@@ -290,8 +289,8 @@ def reducescatter(
     order, in float32 or wider.
 
     Args:
-        array: Of any shape with at least one axis, and an integer, floating or complex dtype; equal
-            on all ranks.
+        array: Of any shape with at least one axis, and an integer, floating or complex dtype; shape
+            and dtype are equal on all ranks.
         op: Average or Sum.
         name: Matches the ranks' calls. Calls without a name are counted.
         prescale_factor: Multiplies each rank's array before it is combined.
@@ -518,12 +517,10 @@ def join() -> int:
         PeerFailed: Another rank died, left or failed.
 
     Example:
-        In a world of one rank:
-
         >>> import hvd_backup as hb
         >>> hb.init()
-        >>> hb.join()
-        0
+        >>> 0 <= hb.join() < hb.size()
+        True
     """
     return operations.join()
 

@@ -43,14 +43,13 @@ class ProcessSet:
         ValueError: `ranks_or_comm` is neither a sequence of ints nor a communicator.
 
     Example:
-        In a world of one rank:
-
-        >>> import numpy as np
         >>> import hvd_backup as hb
         >>> hb.init()
-        >>> first = hb.ProcessSet([0])
-        >>> first.size() is None, first.included()
-        (True, True)
+        >>> pair = hb.ProcessSet([1, 0])
+        >>> pair.ranks
+        [0, 1]
+        >>> pair.size() is None  # not registered yet
+        True
     """
 
     process_set_id: int | None = None
@@ -232,15 +231,14 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
         PeerFailed: Another rank died, left or failed.
 
     Example:
-        In a world of two or more ranks, for those of even rank:
-
         >>> import numpy as np
         >>> import hvd_backup as hb
         >>> hb.init()
-        >>> if hb.size() > 1:
+        >>> if hb.size() > 1:  # the set of all ranks is registered already
         ...     even = hb.add_process_set(range(0, hb.size(), 2))
         ...     if even.included():
         ...         ranks = hb.allgather(np.array([hb.rank()]), process_set=even)
+        ...     assert hb.remove_process_set(even)
     """
     if not isinstance(process_set, ProcessSet):
         process_set = ProcessSet(process_set)
