@@ -82,7 +82,25 @@ __getattr__ = _refuser(__name__)
 def PartialDistributedOptimizer(  # noqa: N802 (Horovod's name)
     optimizer: Any, *args: Any, local_layers: Any = None, **options: Any
 ) -> Any:
-    """``DistributedOptimizer`` that leaves the gradients of `local_layers` to each rank."""
+    """``DistributedOptimizer`` that leaves the gradients of some layers to each rank.
+
+    Horovod's ``PartialDistributedOptimizer``.
+
+    Args:
+        optimizer: A Keras 3 optimizer.
+        *args: As in ``DistributedOptimizer``.
+        local_layers: A Keras layer, or an iterable of them, whose trainable weights are not
+            exchanged.
+        **options: As in ``DistributedOptimizer``.
+
+    Returns:
+        The optimizer itself; see ``DistributedOptimizer``.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or `local_layers` are not Keras layers.
+        NotInitialized: ``init()`` was not called.
+    """
     variables = _local_variables(local_layers)
     optimizer = DistributedOptimizer(optimizer, *args, **options)
     for variable in variables:
@@ -99,7 +117,31 @@ def allreduce(
     op: str | None = None,
     compression: Any = Compression.none,
 ) -> Any:
-    """``hvd_backup.tensorflow.allreduce``, in the order of Horovod's Keras module."""
+    """Combine a tensor over all ranks. Every rank waits for every other.
+
+    It is ``hvd_backup.tensorflow.allreduce`` with the arguments of Horovod's Keras module.
+
+    Args:
+        value: A tensor of any shape and an integer, floating (bfloat16 too) or complex dtype; shape
+            and dtype are equal on all ranks.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are scaled in float64 and cut off.
+        op: Average (default), Sum, Min, Max or Product.
+        compression: The dtype in which the tensor travels: a class of ``Compression``, or one like
+            it.
+
+    Returns:
+        A tensor of the same shape and dtype.
+
+    Raises:
+        ValueError: `op` does not exist, is given with `average` or cannot combine the dtype.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     return _tensorflow.allreduce(
         value,
         average,
@@ -111,17 +153,69 @@ def allreduce(
 
 
 def allgather(value: Any, name: str | None = None) -> Any:
-    """``hvd_backup.tensorflow.allgather``."""
+    """Concatenate the tensors of all ranks along axis 0. Horovod's ``allgather``.
+
+    Args:
+        value: A tensor of any shape with at least one axis, and any dtype that numpy has, bfloat16
+            or string. Axis 0 may differ between ranks; the other axes and the dtype may not.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+
+    Returns:
+        A tensor of the same dtype with the rows of all ranks, in order of rank.
+
+    Raises:
+        ValueError: The tensor is a scalar.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' dtypes or other axes differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     return _tensorflow.allgather(value)
 
 
 def broadcast(value: Any, root_rank: int, name: str | None = None) -> Any:
-    """``hvd_backup.tensorflow.broadcast``."""
+    """Give every rank the tensor of `root_rank`. Horovod's ``broadcast``.
+
+    Args:
+        value: A tensor of any shape and any dtype that numpy has, bfloat16 or string; shape and
+            dtype are equal on all ranks.
+        root_rank: A rank of the world.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+
+    Returns:
+        The root's values, a tensor of the same shape and dtype.
+
+    Raises:
+        ValueError: There is no such rank.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes or roots differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     return _tensorflow.broadcast(value, root_rank)
 
 
 def reducescatter(value: Any, name: str | None = None, op: str = Average) -> Any:
-    """``hvd_backup.tensorflow.reducescatter``."""
+    """Combine a tensor over all ranks, and give each rank its share of the rows.
+
+    If the rows do not divide equally, the first ranks get one more. Horovod's ``reducescatter``.
+
+    Args:
+        value: A tensor of any shape with at least one axis, and an integer, floating (bfloat16 too)
+            or complex dtype; shape and dtype are equal on all ranks.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        op: Average or Sum.
+
+    Returns:
+        This rank's rows, a tensor of the same dtype.
+
+    Raises:
+        ValueError: `op` is neither, or the tensor is a scalar.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes or ops differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     return _tensorflow.reducescatter(value, op=op)
 
 

@@ -14,8 +14,27 @@ class Attempt:
     """``with optimizer.attempt() as attempt:`` around one whole step, its ``apply()`` included.
 
     ``attempt.check()``, before the forward pass and between forward and backward, leaves the block
-    if the round was sealed without this rank; what the others agreed on is applied then. What the
-    block would have assigned may be missing after it: look at ``completed``.
+    if the round was sealed without this rank. What the others agreed on is applied then. What the
+    block would have assigned may be missing after it.
+
+    Attributes:
+        completed: Whether the block ran to its end.
+
+    Example:
+        >>> import keras
+        >>> import tensorflow as tf
+        >>> import hvd_backup.tensorflow.keras as hvd
+        >>> hvd.init()
+        >>> x = keras.Variable(3.0)
+        >>> optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(0.1))
+        >>> with optimizer.attempt() as attempt:
+        ...     attempt.check()
+        ...     with tf.GradientTape() as tape:
+        ...         loss = x.value * x.value
+        ...     attempt.check()
+        ...     optimizer.apply([tape.gradient(loss, x.value)], [x])
+        >>> attempt.completed
+        True
     """
 
     def __init__(
@@ -27,7 +46,11 @@ class Attempt:
         """Whether the block ran to its end."""
 
     def check(self) -> None:
-        """Leave the block if its work can no longer count."""
+        """Leave the block if its work can no longer count.
+
+        Raises:
+            Overtaken: The round was sealed without this rank. The block catches it.
+        """
         if self._overtaken():
             raise Overtaken
 

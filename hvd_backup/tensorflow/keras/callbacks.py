@@ -24,15 +24,23 @@ log = logging.getLogger("hvd_backup")
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
-    """Gives every rank `root_rank`'s weights and optimizer state, once, before the first batch.
+    """Give every rank the weights and optimizer state of one rank, once, before the first batch.
 
-    What exists only after the first batch is sent then. The optimizers are that of ``compile`` and
-    those which the model or a layer of it has as attributes (a GAN's). A callback that is used
-    again sends what is new: the state of another optimizer, say, or another model.
+    What exists only after the first batch is sent then. The optimizers are that of ``compile``, and
+    those that the model or a layer of it has as attributes (a GAN's). In another ``fit`` the
+    callback sends what is new: the state of another optimizer, say. Each rank keeps random seeds of
+    its own. With any callback of this package ``fit`` raises this package's errors as what they
+    are, and XLA is off where ``jit_compile="auto"`` switched it on.
 
-    Each rank keeps random seeds of its own (dropout masks differ between ranks), and
-    `local_variables`. `device` changes nothing. Besides, ``fit`` raises this package's errors as
-    what they are, and XLA is off where ``jit_compile="auto"`` switched it on.
+    Horovod's ``BroadcastGlobalVariablesCallback``.
+
+    Args:
+        root_rank: The rank whose values all get.
+        device: Accepted for Horovod; without effect.
+        local_variables: A variable, or an iterable of them, that each rank keeps.
+
+    Raises:
+        ValueError: `local_variables` has what is not a variable.
     """
 
     def __init__(self, root_rank: int, device: str = "", local_variables: Any = None) -> None:
@@ -52,7 +60,11 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
             self.register_local_var(variable)
 
     def register_local_var(self, var: Any) -> None:
-        """Leave this variable to each rank."""
+        """Leave a variable to each rank.
+
+        Args:
+            var: A variable of TensorFlow or Keras.
+        """
         self._local.add(var)
 
     def set_model(self, model: Any) -> None:
@@ -83,16 +95,19 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
 
 class MetricAverageCallback(keras.callbacks.Callback):
-    """Averages an epoch's metrics over all ranks, for the callbacks that come after it.
+    """Average an epoch's metrics over all ranks, for the callbacks that come after it.
 
-    It puts the same values into every rank's logs. A metric that is a mean (a loss, an accuracy)
-    is weighted by the number of samples that it saw on each rank; any other by the number of
-    samples, or else batches, of the rank's epoch. A rank that saw none counts nothing, and one
-    that lacks a value gets it. Vectors and other arrays are averaged element by element. What is
-    not made of numbers, or has another shape elsewhere, stays as it is, with one warning. `device`
-    changes nothing.
+    The callback puts the same values into every rank's logs. A metric that is a mean (a loss, an
+    accuracy) is weighted by the number of samples that it saw on each rank. Any other metric is
+    weighted by the samples, or else the batches, of the rank's epoch. A rank that saw none does not
+    count, and a rank that lacks a value gets it. Arrays are averaged element by element. What is
+    not made of numbers, or has another shape elsewhere, stays as it is, with one warning.
 
-    Every rank waits for every other here, once an epoch.
+    Every rank waits for every other, once an epoch. Horovod's ``MetricAverageCallback``, which
+    weighs all ranks alike.
+
+    Args:
+        device: Accepted for Horovod; without effect.
     """
 
     def __init__(self, device: str = "") -> None:
@@ -157,12 +172,25 @@ class MetricAverageCallback(keras.callbacks.Callback):
 
 
 class LearningRateScheduleCallback(keras.callbacks.Callback):
-    """Sets the learning rate to `initial_lr` times `multiplier`, from `start_epoch` to `end_epoch`.
+    """Set the learning rate to `initial_lr` times `multiplier` in some epochs.
 
-    `multiplier` is a function of the epoch, or a number: its power of the epochs since
-    `start_epoch`. With `staircase` the rate changes between epochs, else with each batch (epochs
-    are then fractions; `steps_per_epoch` is detected if ``fit`` knows it). `momentum_correction`
-    (Goyal et al. 2017) scales the velocity as the rate changes, where the optimizer has one.
+    Horovod's ``LearningRateScheduleCallback``. Momentum correction is that of Goyal et al.,
+    "Accurate, Large Minibatch SGD" (2017). Keras 3 compiles momentum as a constant, so the callback
+    scales the velocity instead, which is the same.
+
+    Args:
+        initial_lr: The learning rate that is multiplied.
+        multiplier: A function of the epoch, or a number: its power of the epochs since
+            `start_epoch`.
+        start_epoch: The first epoch, counted from 0, in which the callback sets the rate.
+        end_epoch: The first epoch in which it no longer does; None: to the end.
+        staircase: Set the rate once an epoch. False: with each batch, and epochs are fractions.
+        momentum_correction: Scale the velocity as the rate changes, where the optimizer has one.
+        steps_per_epoch: Batches in an epoch, for ``staircase=False``. None: ``fit`` tells.
+
+    Raises:
+        ValueError: `initial_lr` is None. When ``fit`` begins: the model has no optimizer of
+            ``compile``, or `steps_per_epoch` is needed.
     """
 
     def __init__(
@@ -248,9 +276,17 @@ def _velocities(optimizer: Any) -> Iterable[Any]:
 
 
 class LearningRateWarmupCallback(LearningRateScheduleCallback):
-    """Raises the learning rate from `initial_lr` / size to `initial_lr` in `warmup_epochs`.
+    """Raise the learning rate from `initial_lr` / size to `initial_lr` in the first epochs.
 
-    `initial_lr` is the rate for all ranks together (Goyal et al. 2017).
+    Horovod's ``LearningRateWarmupCallback``, after Goyal et al., "Accurate, Large Minibatch SGD"
+    (2017).
+
+    Args:
+        initial_lr: The learning rate for all ranks together.
+        warmup_epochs: In how many epochs it is reached.
+        momentum_correction: Scale the velocity as the rate changes, where the optimizer has one.
+        steps_per_epoch: Batches in an epoch. None: ``fit`` tells.
+        verbose: Above 0: rank 0 prints when the rate is reached.
     """
 
     def __init__(
@@ -287,9 +323,21 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
 
 
 class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):
-    """Saves the best model so far, on rank 0; with MetricAverageCallback before it, best for all.
+    """Save the best model so far, on rank 0. After MetricAverageCallback: the best for all ranks.
 
-    `filepath`, or the attribute of this name, says where. (Horovod leaves it to its Spark.)
+    Horovod's ``BestModelCheckpoint``.
+
+    Args:
+        monitor: The metric that decides.
+        verbose: As in ``keras.callbacks.ModelCheckpoint``.
+        save_weights_only: As in ``keras.callbacks.ModelCheckpoint``.
+        mode: Whether the metric is to be small or large: "auto", "min" or "max".
+        save_freq: "epoch", or a number of batches.
+        filepath: The file, which ends in ``.keras``, or ``.weights.h5`` for weights. None: set the
+            attribute of this name before ``fit``.
+
+    Raises:
+        ValueError: When ``fit`` begins: there is no `filepath`. Keras: it ends in something else.
     """
 
     def __init__(
@@ -329,11 +377,14 @@ class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):
 
 
 class AttemptCallback(keras.callbacks.Callback):
-    """``fit`` skips a batch whose round is closed already; with ``backup_workers``, no one waits.
+    """Let ``fit`` skip a batch whose round is over without this rank. Not in Horovod.
 
-    Not Horovod's. Before each forward pass a rank looks whether its gradient can still count; if
-    not, it applies what the others agreed on, and leaves out the computation (and the batch's part
-    in the metrics). A batch that was begun is finished.
+    Before each forward pass a rank looks whether its gradient can still count. If not, it applies
+    what the others agreed on, and leaves out the computation, and the batch's part in the metrics.
+    A batch that was begun is finished.
+
+    Raises:
+        ValueError: When ``fit`` begins: the model's optimizer is not a DistributedOptimizer.
     """
 
     def set_model(self, model: Any) -> None:

@@ -153,9 +153,23 @@ def load_model(
 ) -> Any:
     """Load a saved Keras model; its optimizer, state included, becomes a DistributedOptimizer.
 
-    `custom_optimizers` are classes that Keras does not know, `custom_objects` as in
-    ``keras.models.load_model``; `options` are DistributedOptimizer's. Raises ValueError for
-    `legacy_opts`, which Keras 3 does not have.
+    Horovod's ``load_model``.
+
+    Args:
+        filepath: A ``.keras`` file. (Of an ``.h5`` file Keras does not load the optimizer's state.)
+        custom_optimizers: Classes of optimizers that Keras does not know.
+        custom_objects: As in ``keras.models.load_model``.
+        compression: As in ``DistributedOptimizer``.
+        legacy_opts: Keras 3 has no legacy optimizers: False.
+        **options: As in ``DistributedOptimizer``.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: `legacy_opts` is true, Keras cannot load the file, or an option is out of range.
+        TypeError: An option is of the wrong type.
+        NotInitialized: ``init()`` was not called.
     """
     from hvd_backup.tensorflow.keras.optimizer import DistributedOptimizer
 

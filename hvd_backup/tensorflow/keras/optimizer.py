@@ -49,32 +49,78 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
 ) -> Any:
     """Make every ``apply()`` one round: it applies the mean over the round's contributors.
 
-    Returns `optimizer` itself, a Keras 3 optimizer that keeps its class name, state and config (a
-    saved model does not know of us), with these besides: ``attempt()``, ``on_time()``, ``skip()``,
-    ``last_round``, ``weight``, ``stats()``, ``close()``, ``register_local_var()``; see
-    ``DistributedOptimizerType``. Under the global policy mixed_float16 it returns `optimizer` in a
-    LossScaleOptimizer, which then judges finiteness on what was exchanged: all ranks alike.
+    A round closes when R - b of R ranks have contributed their gradients. A late rank applies the
+    same mean; what becomes of its own gradient is said by `late`. All ranks construct the optimizer
+    with the same arguments and make the same number of steps. The first ``apply()`` (in a graph:
+    its tracing) sets the rounds up. All gradients of a step are one contribution. Where a rank has
+    no gradient for a variable, it contributes zeros; a variable that no contributor has a gradient
+    for stays as it is.
 
-    `compression`, `gradient_predivide_factor`, `op` (Average or Sum over the contributors),
-    `backward_passes_per_step` and `average_aggregated_gradients` are Horovod's. All gradients
-    travel together, so that `groups` and `num_groups` change nothing; `device_dense` and
-    `device_sparse` neither: the exchange runs on the host. IndexedSlices travel as they are, or as
-    dense tensors with `sparse_as_dense`. `sparse_mean` is what their mean is over: "contributors",
-    or for each row those of them that touched it, "rows".
+    Horovod's ``DistributedOptimizer``, with its positional arguments in their order, and backup
+    workers as in Chen et al., "Revisiting Distributed Synchronous SGD" (2016).
 
-    `backup_workers` is b of R ranks, R - b gradients close a round (default: HVD_BACKUP_WORKERS,
-    else 0). `late` is what becomes of a gradient that misses its round: "drop", or "carry" it into
-    the next. `grace` and `timeout` are in seconds, `window` in rounds; see ``hvd_backup.torch``.
+    Args:
+        optimizer: A Keras 3 optimizer. Its variables have any shape and a floating dtype.
+        name: Names the rounds in errors.
+        device_dense: Accepted for Horovod; without effect, as the exchange runs on the host.
+        device_sparse: Accepted for Horovod; without effect, as the exchange runs on the host.
+        compression: The dtype in which gradients travel: ``Compression.none``, ``.fp16``,
+            ``.bf16``, or a class with ``compress`` and ``decompress``.
+        sparse_as_dense: Exchange IndexedSlices as dense tensors.
+        gradient_predivide_factor: Checked as in Horovod; without effect, as sums are made in
+            float32 or wider.
+        op: Average, or Sum: the weighted sum over the contributors, that is over R - b gradients.
+        backward_passes_per_step: How many calls of ``apply()`` add up to one round.
+        average_aggregated_gradients: Divide the sum of several passes by their number.
+        num_groups: Checked as in Horovod; without effect, as a round takes the whole gradient.
+        groups: Checked as in Horovod; without effect, as a round takes the whole gradient.
+        process_set: The ranks whose rounds these are, counted from 0 in them. Other ranks apply
+            their own gradients. Default: all ranks.
+        scale_local_gradients: Divide the gradients of local variables by the number of ranks.
+        backup_workers: b, how many of the R ranks a round does not wait for. None:
+            HVD_BACKUP_WORKERS, else 0.
+        late: What becomes of a gradient that misses its round: "drop", or "carry" it into the next.
+        grace: Seconds that a round stays open after its quorum. None: HVD_BACKUP_GRACE, else 0.
+        window: How many results are kept for late ranks, 1 to 4096, and so how many rounds a rank
+            can fall behind before the others wait for it. None: HVD_BACKUP_WINDOW, else by size.
+        timeout: Seconds that one wait may take. None: HVD_BACKUP_TIMEOUT, else 600.
+        sparse_mean: Rows of IndexedSlices are the mean over all "contributors", or over those that
+            touched the row ("rows").
 
-    All ranks construct it with the same arguments; the first ``apply()`` (in a graph, its tracing)
-    sets it up. Every rank makes the same number of steps.
+    Returns:
+        `optimizer` itself, which keeps its class name, state and config, and has the methods and
+        attributes of ``DistributedOptimizerType``: ``attempt()``, ``on_time()``, ``skip()``,
+        ``last_round``, ``weight``, ``stats()``, ``close()`` and ``register_local_var()``. Under the
+        global policy mixed_float16: `optimizer` in a LossScaleOptimizer, which looks for infinities
+        in what was exchanged, so that all ranks skip the same steps.
 
-    With a `process_set` the rounds are of its ranks; outside of it the optimizer applies this
-    rank's own gradients.
+    Raises:
+        TypeError: `optimizer` is not a Keras optimizer, or an argument is of the wrong type.
+        ValueError: An argument is out of range, or `optimizer` already is distributed.
+        NotImplementedError: `op` is Adasum.
+        NotInitialized: ``init()`` was not called.
 
-    Raises ValueError or TypeError for arguments that cannot be. ``apply()`` raises Mismatch when
-    ranks disagree, RoundTimeout, which names the missing ranks, and PeerFailed; in a graph as the
-    text of a ``tf.errors.OpError``, see ``native_errors``.
+        ``apply()`` raises Mismatch, on every rank, when the ranks' arguments or variables differ;
+        RoundTimeout, which names the missing ranks; and PeerFailed. In a graph these are the text
+        of a ``tf.errors.OpError``; see ``native_errors``.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> import hvd_backup.tensorflow.keras as hvd
+        >>> hvd.init()
+        >>> model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+        >>> optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(0.1))
+        >>> model.compile(optimizer=optimizer, loss="mse")
+        >>> callbacks = [
+        ...     hvd.callbacks.BroadcastGlobalVariablesCallback(0),
+        ...     hvd.callbacks.MetricAverageCallback(),
+        ...     hvd.callbacks.AttemptCallback(),
+        ... ]
+        >>> x, y = np.ones((8, 2)), np.ones((8, 1))
+        >>> history = model.fit(x, y, batch_size=4, callbacks=callbacks, verbose=0)
+        >>> optimizer.last_round.number
+        1
     """
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"DistributedOptimizer takes a Keras optimizer, not {optimizer!r}")
@@ -134,6 +180,7 @@ class _Distributed:
 
     @do_not_convert
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+        """Go through a round, then apply what it gave; see ``keras.optimizers.Optimizer.apply``."""
         optimizer: Any = self
         own = _own(self)
         grads = list(grads)
@@ -151,33 +198,41 @@ class _Distributed:
         return self._hvd_steps.apply(self, grads, variables, own.apply)
 
     def attempt(self) -> Attempt:
+        """A context for one step, left once its round is closed without this rank."""
         return self._hvd_steps.attempt(self)
 
     @do_not_convert
     def on_time(self) -> Any:
+        """Whether a gradient that is computed now can still count; in a graph a bool tensor."""
         return self._hvd_steps.on_time()
 
     @do_not_convert
     def skip(self) -> Any:
+        """Make the step without a gradient of this rank: apply what the others agreed on."""
         return self._hvd_steps.skip(self, _own(self).apply)
 
     def stats(self) -> Stats:
+        """The rounds of this rank."""
         return self._hvd_steps.stats()
 
     def close(self) -> None:
+        """End the rounds: the optimizer is a local one again."""
         self._hvd_steps.close()
         del self.__dict__["_hvd_steps"]
         _set_class(self, self._hvd_base)
 
     def register_local_var(self, var: Any) -> None:
+        """Leave the gradient of a variable to each rank."""
         self._hvd_steps.register_local_var(var)
 
     @property
     def last_round(self) -> Round | None:
+        """The ``Round`` of the last step; None before the first."""
         return self._hvd_steps.last_round
 
     @property
     def weight(self) -> float:
+        """How much this rank's gradient counts (1.0): set it to the batch size, say. 0 abstains."""
         return self._hvd_steps.weight
 
     @weight.setter
@@ -234,24 +289,58 @@ if TYPE_CHECKING:
         last_round: Round | None
         """The ``Round`` of the last step; None before the first."""
         weight: float
-        """How much this rank's gradient counts (1.0; set it to the batch size, say)."""
+        """How much this rank's gradient counts (1.0): set it to the batch size, say. 0 abstains."""
 
         def attempt(self) -> Attempt:
-            """Context for one step, left early once its round is closed; see ``Attempt``."""
+            """Begin one step, left once its round is closed without this rank. For eager code.
+
+            Returns:
+                A context; see ``Attempt``.
+
+            Raises:
+                NotImplementedError: `backward_passes_per_step` is above 1.
+                RuntimeError: It is in a ``tf.function``.
+            """
             raise NotImplementedError
 
         def on_time(self) -> Any:
-            """Whether a gradient computed now can still count: a bool, in a graph a tensor."""
+            """Whether a gradient that is computed now can still count.
+
+            Returns:
+                A bool; in a graph a bool tensor, a scalar.
+
+            Raises:
+                NotImplementedError: `backward_passes_per_step` is above 1.
+            """
 
         def skip(self) -> Any:
-            """Make the step without a gradient of this rank's: apply what the others agreed on."""
+            """Make the step without a gradient of this rank: apply what the others agreed on.
+
+            Returns:
+                What ``apply()`` returns.
+
+            Raises:
+                NotImplementedError: `backward_passes_per_step` is above 1.
+                Error: There was no step before.
+                Mismatch: The ranks disagree; on every rank.
+                RoundTimeout: A rank did not come in time; the text names it.
+                PeerFailed: Another rank died, left or failed.
+            """
 
         def stats(self) -> Stats:
-            """This rank's rounds so far."""
+            """The rounds of this rank.
+
+            Returns:
+                Its ``Stats``.
+            """
             raise NotImplementedError
 
         def close(self) -> None:
-            """Make it a local optimizer again."""
+            """End the rounds: the optimizer is a local one again."""
 
         def register_local_var(self, var: Any) -> None:
-            """Leave this variable's gradient out of the exchange."""
+            """Leave the gradient of a variable to each rank.
+
+            Args:
+                var: A variable of the optimizer. All ranks register the same ones.
+            """
