@@ -107,9 +107,40 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
     scale_local_gradients: bool = True,
     **ours: Any,
 ) -> Any:
-    """``hvd_backup.tensorflow.keras.DistributedOptimizer`` with this module's order of arguments.
+    """Make every ``apply()`` of a Keras optimizer one round; Horovod's ``DistributedOptimizer``.
 
-    `use_locking` changes nothing. Raises TypeError for TensorFlow 1's optimizers.
+    It is ``hvd_backup.tensorflow.keras.DistributedOptimizer`` with the arguments in the order of
+    ``horovod.tensorflow``.
+
+    Args:
+        optimizer: A Keras 3 optimizer.
+        name: Names the rounds in errors.
+        use_locking: Accepted for Horovod; without effect.
+        device_dense: Accepted for Horovod; without effect, as the exchange runs on the host.
+        device_sparse: Accepted for Horovod; without effect, as the exchange runs on the host.
+        compression: The dtype in which gradients travel: a class of ``Compression``, or one like
+            it.
+        sparse_as_dense: Exchange IndexedSlices as dense tensors.
+        backward_passes_per_step: How many calls of ``apply()`` add up to one round.
+        op: Average, or Sum: the weighted sum over the contributors.
+        gradient_predivide_factor: Checked as in Horovod; without effect.
+        average_aggregated_gradients: Divide the sum of several passes by their number.
+        num_groups: Checked as in Horovod; without effect, as a round takes the whole gradient.
+        groups: Checked as in Horovod; without effect, as a round takes the whole gradient.
+        process_set: The ranks whose rounds these are; default: all.
+        scale_local_gradients: Divide the gradients of local variables by the number of ranks.
+        **ours: `backup_workers`, `late`, `grace`, `window`, `timeout` and `sparse_mean`, as in
+            ``hvd_backup.tensorflow.keras.DistributedOptimizer``.
+
+    Returns:
+        The optimizer itself; see ``hvd_backup.tensorflow.keras.DistributedOptimizer``.
+
+    Raises:
+        TypeError: `optimizer` is not a Keras optimizer (but one of TensorFlow 1, say), or an
+            argument is of the wrong type.
+        ValueError: An argument is out of range, or `optimizer` already is distributed.
+        NotImplementedError: `op` is Adasum.
+        NotInitialized: ``init()`` was not called.
     """
     from hvd_backup.tensorflow.keras import DistributedOptimizer as OfKeras
 

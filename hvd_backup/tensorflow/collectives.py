@@ -36,11 +36,50 @@ def allreduce(
     process_set: Any = None,
     ignore_name_scope: bool = False,
 ) -> Any:
-    """Combine over all ranks, with `op` Average (default), Sum, Min, Max or Product.
+    """Combine a tensor over all ranks. Every rank waits for every other. Horovod's ``allreduce``.
 
-    IndexedSlices (Average and Sum only) are gathered: rows of all ranks one after another.
-    Differentiable for Average and Sum. Raises Mismatch, on every rank, when shapes, dtypes or ops
-    differ. The devices are accepted and change nothing: the exchange runs on the host.
+    The gradient is combined in the same way; Min, Max and Product have none.
+
+    Args:
+        tensor: Of any shape and an integer, floating (bfloat16 too) or complex dtype; shape and
+            dtype are equal on all ranks. Of IndexedSlices the rows of all ranks are gathered, whose
+            number may differ.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        device_dense: Accepted for Horovod; without effect, as the exchange runs on the host.
+        device_sparse: Accepted for Horovod; without effect, as the exchange runs on the host.
+        compression: The dtype in which the tensor travels: a class of ``Compression``, or one like
+            it. IndexedSlices travel as they are.
+        op: Average (default), Sum, Min, Max or Product; for IndexedSlices Average or Sum.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are scaled in float64 and cut off.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        process_set: The ranks that take part; None: all.
+        ignore_name_scope: Accepted for Horovod; without effect.
+
+    Returns:
+        A tensor of the same shape and dtype; IndexedSlices for IndexedSlices. Means of integers are
+        cut off.
+
+    Raises:
+        ValueError: `op` does not exist, is given with `average` or cannot combine the dtype, or
+            this rank is not in the set.
+        NotImplementedError: IndexedSlices with another `op` or a factor; or XLA is to compile the
+            call.
+        TypeError: `process_set` is not a ProcessSet.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+        In a ``tf.function`` the errors of the exchange are the text of a ``tf.errors.OpError``; see
+        ``native_errors``.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> import hvd_backup.tensorflow as hvd
+        >>> hvd.init()
+        >>> hvd.allreduce(tf.constant([1.0, 3.0])).numpy().tolist()
+        [1.0, 3.0]
     """
     if isinstance(tensor, tf.IndexedSlices):
         return grouped_allreduce(
@@ -76,7 +115,43 @@ def grouped_allreduce(
     ignore_name_scope: bool = False,
     name: str | None = None,
 ) -> list[Any]:
-    """``allreduce`` of several tensors in one exchange (one message per dtype)."""
+    """Combine several tensors over all ranks, in one exchange. Horovod's ``grouped_allreduce``.
+
+    Tensors of one dtype travel in one message. Gradients are those of ``allreduce``.
+
+    Args:
+        tensors: Tensors, each of any shape and an integer, floating (bfloat16 too) or complex
+            dtype; shapes and dtypes are equal on all ranks. IndexedSlices are gathered, each by
+            itself.
+        average: Horovod's older form of `op`: True is Average, False is Sum.
+        device_dense: Accepted for Horovod; without effect, as the exchange runs on the host.
+        device_sparse: Accepted for Horovod; without effect, as the exchange runs on the host.
+        compression: The dtype in which the tensors travel: a class of ``Compression``, or one like
+            it.
+        op: Average (default), Sum, Min, Max or Product; for IndexedSlices Average or Sum.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are scaled in float64 and cut off.
+        process_set: The ranks that take part; None: all.
+        ignore_name_scope: Accepted for Horovod; without effect.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+
+    Returns:
+        A list of tensors, or IndexedSlices, of the same shapes and dtypes.
+
+    Raises:
+        ValueError: `op` does not exist, is given with `average` or cannot combine a dtype, or this
+            rank is not in the set.
+        NotImplementedError: IndexedSlices with another `op` or a factor; or XLA is to compile the
+            call.
+        TypeError: `process_set` is not a ProcessSet.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+        In a ``tf.function`` the errors of the exchange are the text of a ``tf.errors.OpError``; see
+        ``native_errors``.
+    """
     op = op_of(op, average)
     where = where_of(process_set)
     tensors = [t if isinstance(t, tf.IndexedSlices) else tf.convert_to_tensor(t) for t in tensors]
@@ -102,7 +177,39 @@ def grouped_allreduce(
 def allgather(
     tensor: Any, name: str | None = None, ignore_name_scope: bool = False, process_set: Any = None
 ) -> Any:
-    """All ranks' tensors, concatenated along axis 0, whose length may differ. Differentiable."""
+    """Concatenate the tensors of all ranks along axis 0, in order of rank. Horovod's ``allgather``.
+
+    The gradient is this rank's part of the mean gradient of all ranks.
+
+    Args:
+        tensor: Of any shape with at least one axis, and any dtype that numpy has, bfloat16 or
+            string. Axis 0 may differ between ranks; the other axes and the dtype may not.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        ignore_name_scope: Accepted for Horovod; without effect.
+        process_set: The ranks that take part; None: all.
+
+    Returns:
+        A tensor of the same dtype with the rows of all ranks.
+
+    Raises:
+        ValueError: The tensor is a scalar, or this rank is not in the set.
+        NotImplementedError: XLA is to compile the call.
+        TypeError: `process_set` is not a ProcessSet.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' dtypes or other axes differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+        In a ``tf.function`` the errors of the exchange are the text of a ``tf.errors.OpError``; see
+        ``native_errors``.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> import hvd_backup.tensorflow as hvd
+        >>> hvd.init()
+        >>> hvd.allgather(tf.constant([[1, 2]])).shape == (hvd.size(), 2)
+        True
+    """
     where = where_of(process_set)
     tensor = tf.convert_to_tensor(tensor)
     lengths: Any = None
@@ -134,7 +241,33 @@ def grouped_allgather(
     ignore_name_scope: bool = False,
     process_set: Any = None,
 ) -> list[Any]:
-    """``allgather`` of several tensors."""
+    """Concatenate each of several tensors of all ranks along axis 0.
+
+    Horovod's ``grouped_allgather``; see ``allgather``.
+
+    Args:
+        tensors: Tensors, each of any shape with at least one axis, and any dtype that numpy has,
+            bfloat16 or string. Axis 0 may differ between ranks; the other axes and the dtype may
+            not.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        ignore_name_scope: Accepted for Horovod; without effect.
+        process_set: The ranks that take part; None: all.
+
+    Returns:
+        A list of tensors of the same dtypes with the rows of all ranks.
+
+    Raises:
+        ValueError: A tensor is a scalar, or this rank is not in the set.
+        NotImplementedError: XLA is to compile the call.
+        TypeError: `process_set` is not a ProcessSet.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' dtypes or other axes differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+        In a ``tf.function`` the errors of the exchange are the text of a ``tf.errors.OpError``; see
+        ``native_errors``.
+    """
     return [allgather(tensor, process_set=process_set) for tensor in tensors]
 
 
@@ -145,7 +278,33 @@ def broadcast(
     ignore_name_scope: bool = False,
     process_set: Any = None,
 ) -> Any:
-    """`root_rank`'s tensor on every rank. Differentiable: the root gets the mean gradient."""
+    """Give every rank the tensor of `root_rank`. Horovod's ``broadcast``.
+
+    The root's gradient is the mean gradient of all ranks; the gradient of the others is zero.
+
+    Args:
+        tensor: Of any shape and any dtype that numpy has, bfloat16 or string; shape and dtype are
+            equal on all ranks.
+        root_rank: A rank of the world, also with a process set.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        ignore_name_scope: Accepted for Horovod; without effect.
+        process_set: The ranks that take part; None: all.
+
+    Returns:
+        The root's values, a tensor of the same shape and dtype.
+
+    Raises:
+        ValueError: The root, or this rank, is not in the world or in the set.
+        NotImplementedError: XLA is to compile the call.
+        TypeError: `process_set` is not a ProcessSet.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes or roots differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+        In a ``tf.function`` the errors of the exchange are the text of a ``tf.errors.OpError``; see
+        ``native_errors``.
+    """
     where = where_of(process_set)
     check_root(root_rank)
 
@@ -172,9 +331,35 @@ def alltoall(
     ignore_name_scope: bool = False,
     process_set: Any = None,
 ) -> Any:
-    """StatusBoard to every rank from every rank; with `splits` also how many came from each.
+    """Send rows to every rank, and receive rows from every rank. Horovod's ``alltoall``.
 
-    `splits` [size] says how many rows go to each rank; without it all get as many. Differentiable.
+    Gradients travel back.
+
+    Args:
+        tensor: Of any shape with at least one axis, and any dtype that numpy has, bfloat16 or
+            string. Axis 0 may differ between ranks; the other axes and the dtype may not.
+        splits: How many rows each rank gets, of shape [ranks] and an integer dtype. None: every
+            rank gets the same number of rows.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        ignore_name_scope: Accepted for Horovod; without effect.
+        process_set: The ranks that take part; None: all.
+
+    Returns:
+        The rows that came, in order of rank, a tensor of the same dtype. With `splits` a tuple of
+        it and how many rows each rank sent, a tensor of shape [ranks] and dtype int32.
+
+    Raises:
+        ValueError: The splits do not fit the rows or the number of ranks, the tensor is a scalar,
+            or this rank is not in the set.
+        NotImplementedError: XLA is to compile the call.
+        TypeError: `process_set` is not a ProcessSet.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' dtypes or other axes differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+        In a ``tf.function`` the errors of the exchange are the text of a ``tf.errors.OpError``; see
+        ``native_errors``.
     """
     where = where_of(process_set)
     wanted = tf.constant([], tf.int32) if splits is None else tf.cast(splits, tf.int32)
@@ -209,9 +394,38 @@ def reducescatter(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> Any:
-    """This rank's part of the rows of the combination over all ranks, Average or Sum.
+    """Combine a tensor over all ranks, and give each rank its share of the rows.
 
-    The first ranks get one row more if they do not divide. Differentiable.
+    If the rows do not divide equally, the first ranks get one more. The gradients of all ranks are
+    gathered. Horovod's ``reducescatter``.
+
+    Args:
+        tensor: Of any shape with at least one axis, and an integer, floating (bfloat16 too) or
+            complex dtype; shape and dtype are equal on all ranks.
+        device_dense: Accepted for Horovod; without effect, as the exchange runs on the host.
+        compression: The dtype in which the tensor travels: a class of ``Compression``, or one like
+            it.
+        op: Average or Sum.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        process_set: The ranks that take part; None: all.
+        ignore_name_scope: Accepted for Horovod; without effect.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are scaled in float64 and cut off.
+
+    Returns:
+        This rank's rows, a tensor of the same dtype.
+
+    Raises:
+        ValueError: `op` is neither, the tensor is a scalar, or this rank is not in the set.
+        NotImplementedError: XLA is to compile the call.
+        TypeError: `process_set` is not a ProcessSet.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+        In a ``tf.function`` the errors of the exchange are the text of a ``tf.errors.OpError``; see
+        ``native_errors``.
     """
     where = where_of(process_set)
     if op not in (Average, Sum):
@@ -249,7 +463,38 @@ def grouped_reducescatter(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> list[Any]:
-    """``reducescatter`` of several tensors."""
+    """Combine several tensors over all ranks, and give each rank its share of their rows.
+
+    Horovod's ``grouped_reducescatter``; see ``reducescatter``.
+
+    Args:
+        tensors: Tensors, each of any shape with at least one axis, and an integer, floating
+            (bfloat16 too) or complex dtype; shapes and dtypes are equal on all ranks.
+        device_dense: Accepted for Horovod; without effect, as the exchange runs on the host.
+        compression: The dtype in which the tensors travel: a class of ``Compression``, or one like
+            it.
+        op: Average or Sum.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        process_set: The ranks that take part; None: all.
+        ignore_name_scope: Accepted for Horovod; without effect.
+        prescale_factor: Multiplies each rank's tensor before it is combined.
+        postscale_factor: Multiplies the result. Integers are scaled in float64 and cut off.
+
+    Returns:
+        A list of this rank's rows of each, tensors of the same dtypes.
+
+    Raises:
+        ValueError: `op` is neither, a tensor is a scalar, or this rank is not in the set.
+        NotImplementedError: XLA is to compile the call.
+        TypeError: `process_set` is not a ProcessSet.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+        In a ``tf.function`` the errors of the exchange are the text of a ``tf.errors.OpError``; see
+        ``native_errors``.
+    """
     return [
         reducescatter(
             tensor,
@@ -264,10 +509,26 @@ def grouped_reducescatter(
 
 
 def join() -> int:
-    """This rank has no more data: take part in the others' ``allreduce`` until all have joined.
+    """Say that this rank has no more data; join the others' ``allreduce`` until all have said so.
 
-    It does so with zeros, which an average counts. The rank that came last. Rounds of an optimizer
-    or a tape raise Mismatch, on every rank, while a rank has joined: every rank makes as many.
+    This rank contributes zeros, which an average counts. Every rank makes the same number of rounds
+    of an optimizer or a tape: join after them. Horovod's ``join``.
+
+    Returns:
+        The rank that joined last.
+
+    Raises:
+        NotInitialized: ``init()`` was not called.
+        Mismatch: A rank that has not joined makes a call that needs this one: a round, on every
+            rank; another collective, on the ranks that have not joined.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        >>> import hvd_backup.tensorflow as hvd
+        >>> hvd.init()
+        >>> 0 <= hvd.join() < hvd.size()
+        True
     """
     return collectives.join()
 

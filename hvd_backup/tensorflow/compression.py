@@ -8,16 +8,38 @@ import tensorflow as tf
 
 
 class Compressor:
-    """Interface: two static methods that are called in the program, eagerly or in a graph."""
+    """Base of compressors: two static methods, called in the program, eagerly or in a graph."""
 
     @staticmethod
     def compress(tensor: Any) -> tuple[Any, Any]:
-        """The tensor that travels, and what ``decompress`` needs to know."""
+        """Prepare a tensor for its way to the other ranks.
+
+        Args:
+            tensor: Of any shape and dtype.
+
+        Returns:
+            The tensor that travels, of any shape and floating dtype; and a context for
+            ``decompress``.
+
+        Raises:
+            NotImplementedError: A subclass has to do it.
+        """
         raise NotImplementedError
 
     @staticmethod
     def decompress(tensor: Any, ctx: Any) -> Any:
-        """A tensor of the original's kind from one that came back."""
+        """Turn what came back into a tensor like the original.
+
+        Args:
+            tensor: Of the shape and dtype that ``compress`` gave.
+            ctx: The context that ``compress`` gave.
+
+        Returns:
+            A tensor of the original's shape and dtype.
+
+        Raises:
+            NotImplementedError: A subclass has to do it.
+        """
         raise NotImplementedError
 
 
@@ -47,19 +69,27 @@ class _Cast(Compressor):
 
 
 class FP16Compressor(_Cast):
-    """float32 and float64 travel as float16; sums are float32 all the same."""
+    """float32 and float64 travel as float16. Sums are made in float32. Other dtypes stay."""
 
     dtype = tf.float16
+    """The dtype that travels."""
 
 
 class BF16Compressor(_Cast):
-    """float32 and float64 travel as bfloat16."""
+    """float32 and float64 travel as bfloat16. Sums are made in float32. Not in Horovod."""
 
     dtype = tf.bfloat16
+    """The dtype that travels."""
 
 
 class Compression:
-    """The compressors there are; a user's own is a class with the same two methods."""
+    """Horovod's ``Compression``, and bf16. A compressor of your own has the same two methods.
+
+    Attributes:
+        none: Tensors travel as they are.
+        fp16: float32 and float64 travel as float16.
+        bf16: float32 and float64 travel as bfloat16.
+    """
 
     none = NoneCompressor
     fp16 = FP16Compressor

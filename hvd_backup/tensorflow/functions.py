@@ -17,12 +17,25 @@ from hvd_backup.tensorflow.ops import host_call
 def broadcast_variables(
     variables: Iterable[Any], root_rank: int, process_set: Any = None, inplace: bool = False
 ) -> None:
-    """Give every rank `root_rank`'s values, all variables in one call.
+    """Give every rank the values of `root_rank`, all variables in one call.
 
-    `variables` are TensorFlow's or Keras', of any dtype that numpy has, or strings. Raises
-    TypeError for others, with the variable's name, before anything is sent; Mismatch, on every
-    rank, when their number, shapes or dtypes differ. `inplace` changes nothing: memory is used for
-    one copy of all.
+    Horovod's ``broadcast_variables``.
+
+    Args:
+        variables: TensorFlow's or Keras' variables of any shape, and any dtype that numpy has,
+            bfloat16 or string. Ranks match them by position.
+        root_rank: A rank of the world, also with a process set.
+        process_set: The ranks that take part; None: all.
+        inplace: Accepted for Horovod; without effect.
+
+    Raises:
+        TypeError: An entry is not a variable or has another dtype; nothing was sent.
+        ValueError: The root, or this rank, is not in the world or in the set.
+        NotImplementedError: XLA is to compile the call.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' shapes, dtypes, roots or numbers of variables differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
     """
     where = where_of(process_set)
     collectives.check_root(root_rank)
@@ -57,7 +70,14 @@ def _name_of(variable: Any) -> str:
 
 
 def broadcast_global_variables(root_rank: int) -> None:
-    """TensorFlow 1's collection of variables, which TensorFlow 2 does not fill: RuntimeError."""
+    """TensorFlow 1's way to broadcast, which cannot work in TensorFlow 2, as in Horovod.
+
+    Args:
+        root_rank: Not used.
+
+    Raises:
+        RuntimeError: Always; it names ``broadcast_variables``.
+    """
     raise RuntimeError(
         "hvd.broadcast_global_variables() does not support eager execution. Please use "
         "`hvd.broadcast_variables(<model/optimizer variables>)` instead."
@@ -71,14 +91,53 @@ def broadcast_object(
     name: str | None = None,
     process_set: Any = None,
 ) -> Any:
-    """`root_rank`'s object on every rank; Error, on every rank, if it does not pickle."""
+    """Give every rank the object of `root_rank`, by pickle. Horovod's ``broadcast_object``.
+
+    Args:
+        obj: The root's object. Other ranks' objects are not looked at.
+        root_rank: A rank of the world, also with a process set.
+        session: Accepted for Horovod; without effect.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        process_set: The ranks that take part; None: all.
+
+    Returns:
+        A copy of the root's object, on the root too.
+
+    Raises:
+        TypeError: `root_rank` is not an int, or `process_set` is not a ProcessSet.
+        ValueError: The root, or this rank, is not in the world or in the set.
+        Error: The root's object cannot be pickled; on every rank.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks' roots differ; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+
+    Example:
+        >>> import hvd_backup.tensorflow as hvd
+        >>> hvd.init()
+        >>> hvd.broadcast_object({"epoch": 3} if hvd.rank() == 0 else None)
+        {'epoch': 3}
+    """
     return operations.broadcast_object(obj, root_rank, where_of(process_set))
 
 
 def broadcast_object_fn(
     root_rank: int = 0, session: Any = None, name: str | None = None, process_set: Any = None
 ) -> Callable[[Any], Any]:
-    """``broadcast_object`` with its arguments given beforehand."""
+    """``broadcast_object`` with its arguments given beforehand. Horovod's ``broadcast_object_fn``.
+
+    Args:
+        root_rank: A rank of the world, also with a process set.
+        session: Accepted for Horovod; without effect.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        process_set: The ranks that take part; None: all.
+
+    Returns:
+        A function of the object, which returns a copy of the root's.
+
+    Raises:
+        TypeError: `process_set` is not a ProcessSet.
+    """
     where = where_of(process_set)
     return lambda obj: operations.broadcast_object(obj, root_rank, where)
 
@@ -86,5 +145,24 @@ def broadcast_object_fn(
 def allgather_object(
     obj: Any, session: Any = None, name: str | None = None, process_set: Any = None
 ) -> list[Any]:
-    """The objects of all ranks, in order of rank; Error, on every rank, if one does not pickle."""
+    """Give every rank the objects of all ranks, by pickle. Horovod's ``allgather_object``.
+
+    Args:
+        obj: This rank's object.
+        session: Accepted for Horovod; without effect.
+        name: Accepted for Horovod; without effect, as ranks match calls by their order.
+        process_set: The ranks that take part; None: all.
+
+    Returns:
+        A list of copies of the objects, in order of rank.
+
+    Raises:
+        TypeError: `process_set` is not a ProcessSet.
+        ValueError: This rank is not in the set, or the set is not registered.
+        Error: A rank's object cannot be pickled; on every rank.
+        NotInitialized: ``init()`` was not called.
+        Mismatch: The ranks call different things; on every rank.
+        RoundTimeout: A rank did not come in time; the text names it.
+        PeerFailed: Another rank died, left or failed.
+    """
     return operations.allgather_object(obj, where_of(process_set))

@@ -89,10 +89,13 @@ def refuse_what_cannot_exchange() -> None:
 
 @contextlib.contextmanager
 def native_errors() -> Iterator[None]:
-    """Within it, errors of a graph's exchange are raised as what they are: RoundTimeout, say.
+    """Let a ``tf.function`` raise this package's errors as what they are: RoundTimeout, say.
 
-    A context, or a decorator (``@hvd.native_errors()``) outside of ``@tf.function``. Keras' ``fit``
-    has it as soon as a callback of this package is used.
+    Without it TensorFlow makes a ``tf.errors.OpError`` of them, with their name and text. Keras'
+    ``fit`` has this context as soon as it has a callback of this package.
+
+    Returns:
+        A context, or a decorator (``@hvd.native_errors()``) outside of ``@tf.function``.
     """
     try:
         yield

@@ -55,19 +55,67 @@ def DistributedGradientTape(  # noqa: N802 (Horovod's name)
     timeout: float | None = None,
     sparse_mean: str = "contributors",
 ) -> Any:
-    """`gradtape`, with a ``gradient()`` that gives the mean over a round's contributors.
+    """A tape whose every ``gradient()`` is one round: it gives the mean over the contributors.
 
-    Every ``gradient()`` is one round of all ranks. A rank that was late gets the same gradients as
-    the contributors. ``tape.last_round`` is its ``Round``, ``register_local_source(variable)``
-    leaves a variable out. The arguments are ``DistributedOptimizer``'s.
+    A late rank gets the same gradients as the contributors. All ranks make the same calls.
 
     A program makes a new tape for each step. Tapes go through the same rounds if their sources are
     the same variables and their `name` is the same. With ``late="carry"``, and without a name, the
     lines of the program that come to ``gradient()`` must be the same as well, so that the gradient
-    of one loss is not carried into that of another. Give tapes names of their own if one line takes
-    the gradients of several losses by the same variables.
+    of one loss is not carried into that of another. Give tapes names if one line takes the
+    gradients of several losses.
 
-    ``gradient()`` raises Mismatch, on every rank, if the ranks' sources are not the same variables.
+    Horovod's ``DistributedGradientTape``, with its positional arguments in their order.
+
+    Args:
+        gradtape: A ``tf.GradientTape``.
+        device_dense: Accepted for Horovod; without effect, as the exchange runs on the host.
+        device_sparse: Accepted for Horovod; without effect, as the exchange runs on the host.
+        compression: The dtype in which gradients travel: a class of ``Compression``, or one like
+            it.
+        sparse_as_dense: Exchange IndexedSlices as dense tensors.
+        op: Average, or Sum: the sum over the contributors.
+        gradient_predivide_factor: Checked as in Horovod; without effect, as sums are made in
+            float32 or wider.
+        num_groups: Checked as in Horovod; without effect, as a round takes the whole gradient.
+        groups: Checked as in Horovod; without effect, as a round takes the whole gradient.
+        process_set: The ranks whose rounds these are. On other ranks ``gradient()`` gives their own
+            gradients. Default: all ranks.
+        scale_local_gradients: Divide the gradients of local sources by the number of ranks.
+        name: Tells the rounds of tapes with the same sources apart.
+        backup_workers: b, how many of the R ranks a round does not wait for. None:
+            HVD_BACKUP_WORKERS, else 0.
+        late: What becomes of a gradient that misses its round: "drop", or "carry" it into the next.
+        grace: Seconds that a round stays open after its quorum. None: HVD_BACKUP_GRACE, else 0.
+        window: How many results are kept for late ranks, 1 to 4096, and so how many rounds a rank
+            can fall behind before the others wait for it. None: HVD_BACKUP_WINDOW, else by size.
+        timeout: Seconds that one wait may take. None: HVD_BACKUP_TIMEOUT, else 600.
+        sparse_mean: Rows of IndexedSlices are the mean over all "contributors", or over those that
+            touched the row ("rows").
+
+    Returns:
+        A tape with ``gradient()``, ``register_local_source()``, ``last_round`` and
+        ``get_local_and_global_gradients()``. All else is `gradtape`'s.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range.
+        NotImplementedError: `op` is Adasum.
+        NotInitialized: ``init()`` was not called.
+
+        ``gradient()`` raises Mismatch, on every rank, when the ranks' sources or arguments differ;
+        RoundTimeout, which names the missing ranks; and PeerFailed.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> import hvd_backup.tensorflow as hvd
+        >>> hvd.init()
+        >>> x = tf.Variable(3.0)
+        >>> with tf.GradientTape() as tape:
+        ...     loss = x * x
+        >>> tape = hvd.DistributedGradientTape(tape)
+        >>> float(tape.gradient(loss, x))
+        6.0
     """
     arguments.check(num_groups, groups, compression)
     group = Group(process_set)
@@ -92,7 +140,37 @@ def PartialDistributedGradientTape(  # noqa: N802 (Horovod's name)
     scale_local_gradients: bool = True,
     **options: Any,
 ) -> Any:
-    """``DistributedGradientTape`` that leaves the gradients of `local_layers` to each rank."""
+    """``DistributedGradientTape`` that leaves the gradients of some layers to each rank.
+
+    Horovod's ``PartialDistributedGradientTape``.
+
+    Args:
+        gradtape: A ``tf.GradientTape``.
+        device_dense: Accepted for Horovod; without effect, as the exchange runs on the host.
+        device_sparse: Accepted for Horovod; without effect, as the exchange runs on the host.
+        compression: The dtype in which gradients travel: a class of ``Compression``, or one like
+            it.
+        sparse_as_dense: Exchange IndexedSlices as dense tensors.
+        op: Average, or Sum: the sum over the contributors.
+        gradient_predivide_factor: Checked as in Horovod; without effect.
+        num_groups: Checked as in Horovod; without effect, as a round takes the whole gradient.
+        groups: Checked as in Horovod; without effect, as a round takes the whole gradient.
+        process_set: The ranks whose rounds these are; default: all.
+        local_layers: A Keras layer, or an iterable of them, whose trainable weights are not
+            exchanged.
+        scale_local_gradients: Divide the gradients of local sources by the number of ranks.
+        **options: As in ``DistributedGradientTape``: `name`, `backup_workers`, `late`, `grace`,
+            `window`, `timeout` and `sparse_mean`.
+
+    Returns:
+        The tape of ``DistributedGradientTape``.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or `local_layers` are not Keras layers.
+        NotImplementedError: `op` is Adasum.
+        NotInitialized: ``init()`` was not called.
+    """
     tape = DistributedGradientTape(
         gradtape,
         device_dense,
@@ -146,11 +224,15 @@ class _Tape:
 
     @property
     def last_round(self) -> Round | None:
-        """The round of the last ``gradient()``."""
+        """The ``Round`` of the last ``gradient()``; None before the first."""
         return None if self._reducer is None else self._reducer.rounds.last_round
 
     def register_local_source(self, source: Any) -> None:
-        """Leave this variable's gradient out of the exchange."""
+        """Leave the gradient of a variable to each rank.
+
+        Args:
+            source: A variable, of any shape and dtype, that ``gradient()`` gets as a source.
+        """
         self._local.append(source)
 
     @tf.autograph.experimental.do_not_convert
@@ -162,7 +244,27 @@ class _Tape:
         use_generic_names: bool = False,
         **options: Any,
     ) -> Any:
-        """Gradients of `target`, averaged over the round's contributors; `sources` as nested."""
+        """The gradients of `target`, after one round: the mean over the contributors.
+
+        Args:
+            target: A tensor, or a nest of them, of any shape and a floating dtype.
+            sources: A variable, or a nest of them, of any shape and a floating dtype; the same on
+                all ranks.
+            output_gradients: None, or for each target a tensor of its shape and dtype.
+            use_generic_names: Accepted for Horovod; without effect.
+            **options: Passed on to ``tf.GradientTape.gradient``.
+
+        Returns:
+            A nest as `sources`, of gradients of their shapes and dtypes, or IndexedSlices. Where no
+            contributor has a gradient it is None; in a ``tf.function`` it is zeros, or None if no
+            rank had one in the first call.
+
+        Raises:
+            Mismatch: The ranks' sources or arguments differ; on every rank.
+            NotImplementedError: XLA is to compile the call.
+            RoundTimeout: A rank did not come in time; the text names it.
+            PeerFailed: Another rank died, left or failed.
+        """
         with averaged_afterwards():
             mine = self._tape.gradient(target, sources, output_gradients, **options)
         flat_sources = tf.nest.flatten(sources)
@@ -174,7 +276,24 @@ class _Tape:
     def get_local_and_global_gradients(
         self, target: Any, sources: Any, output_gradients: Any = None, **options: Any
     ) -> tuple[list[Any], list[Any]]:
-        """Pairs of source and gradient: those left to each rank, and those exchanged."""
+        """The gradients of ``gradient()``, apart: those left to each rank, and those exchanged.
+
+        Args:
+            target: A tensor, or a nest of them, of any shape and a floating dtype.
+            sources: A list of variables, of any shape and a floating dtype; the same on all ranks.
+            output_gradients: None, or for each target a tensor of its shape and dtype.
+            **options: Passed on to ``tf.GradientTape.gradient``.
+
+        Returns:
+            Two lists of pairs, a source and its gradient, of the source's shape and dtype: the
+            local ones, and the exchanged ones.
+
+        Raises:
+            Mismatch: The ranks' sources or arguments differ; on every rank.
+            NotImplementedError: XLA is to compile the call.
+            RoundTimeout: A rank did not come in time; the text names it.
+            PeerFailed: Another rank died, left or failed.
+        """
         gradients = self.gradient(target, sources, output_gradients, **options)
         pairs = list(zip(sources, gradients, strict=True))
         local = [pair for pair in pairs if self._is_local(pair[0])]
