@@ -107,8 +107,8 @@ def grouped_allreduce(
 
     Raises:
         TypeError: `tensors` has what is not a tensor.
-        ValueError: A tensor has another layout or dtype, `op` does not exist or is given with
-            `average`, or this rank is not in the set.
+        ValueError: The sequence is empty, a tensor has another layout or dtype, `op` does not exist
+            or is given with `average`, or this rank is not in the set.
         NotImplementedError: `op` is Adasum, and Horovod is not installed, the number of ranks is
             not a power of 2, or there is a process set.
         NotInitialized: ``init()`` was not called.
@@ -184,8 +184,8 @@ def grouped_allgather(
 
     Raises:
         TypeError: `tensors` has what is not a tensor.
-        ValueError: A tensor is a scalar or has another layout or dtype, or this rank is not in the
-            set.
+        ValueError: The sequence is empty, a tensor is a scalar or has another layout or dtype, or
+            this rank is not in the set.
         NotInitialized: ``init()`` was not called.
         Mismatch: The ranks' dtypes or other axes differ; on every rank.
         RoundTimeout: A rank did not come in time; the text names it.
@@ -241,14 +241,15 @@ def alltoall(
             int8 to int64, float16, bfloat16, float32, float64 or complex. Axis 0 may differ between
             ranks; the other axes and the dtype may not.
         splits: A tensor of shape [ranks] and an integer dtype, or a sequence of ints: how many rows
-            each rank gets. None: every rank gets the same number of rows.
+            each rank gets. Rows beyond their sum are not sent. None: every rank gets the same
+            number of rows.
         name: Matches the ranks' calls, in whatever order. Calls without a name are counted.
         process_set: The ranks that take part; default: all.
 
     Returns:
         The rows that came, in order of rank, a fresh tensor of the same dtype and device. With
         `splits` a tuple of it and how many rows each rank sent, a tensor of shape [ranks] and the
-        dtype of `splits`.
+        dtype of `splits`, or int32 if that is no tensor.
 
     Raises:
         TypeError: `tensor` is not a tensor.
@@ -340,8 +341,8 @@ def grouped_reducescatter(
 
     Raises:
         TypeError: `tensors` has what is not a tensor.
-        ValueError: `op` is neither, a tensor is a scalar or has another layout or dtype, or this
-            rank is not in the set.
+        ValueError: `op` is neither Average nor Sum, the sequence is empty, a tensor is a scalar or
+            has another layout or dtype, or this rank is not in the set.
         NotInitialized: ``init()`` was not called.
         Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
         RoundTimeout: A rank did not come in time; the text names it.
