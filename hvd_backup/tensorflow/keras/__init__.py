@@ -137,6 +137,7 @@ def allreduce(
 
     Raises:
         ValueError: `op` does not exist, is given with `average` or cannot combine the dtype.
+        NotImplementedError: XLA is to compile the call.
         NotInitialized: ``init()`` was not called.
         Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
         RoundTimeout: A rank did not come in time; the text names it.
@@ -165,6 +166,7 @@ def allgather(value: Any, name: str | None = None) -> Any:
 
     Raises:
         ValueError: The tensor is a scalar.
+        NotImplementedError: XLA is to compile the call.
         NotInitialized: ``init()`` was not called.
         Mismatch: The ranks' dtypes or other axes differ; on every rank.
         RoundTimeout: A rank did not come in time; the text names it.
@@ -187,6 +189,7 @@ def broadcast(value: Any, root_rank: int, name: str | None = None) -> Any:
 
     Raises:
         ValueError: There is no such rank.
+        NotImplementedError: XLA is to compile the call.
         NotInitialized: ``init()`` was not called.
         Mismatch: The ranks' shapes, dtypes or roots differ; on every rank.
         RoundTimeout: A rank did not come in time; the text names it.
@@ -210,7 +213,8 @@ def reducescatter(value: Any, name: str | None = None, op: str = Average) -> Any
         This rank's rows, a tensor of the same dtype.
 
     Raises:
-        ValueError: `op` is neither, or the tensor is a scalar.
+        ValueError: `op` is neither Average nor Sum, or the tensor is a scalar.
+        NotImplementedError: XLA is to compile the call.
         NotInitialized: ``init()`` was not called.
         Mismatch: The ranks' shapes, dtypes or ops differ; on every rank.
         RoundTimeout: A rank did not come in time; the text names it.
