@@ -296,7 +296,7 @@ def broadcast(
     Raises:
         ValueError: The root, or this rank, is not in the world or in the set.
         NotImplementedError: XLA is to compile the call.
-        TypeError: `process_set` is not a ProcessSet.
+        TypeError: `root_rank` is not an int, or `process_set` is not a ProcessSet.
         NotInitialized: ``init()`` was not called.
         Mismatch: The ranks' shapes, dtypes or roots differ; on every rank.
         RoundTimeout: A rank did not come in time; the text names it.
@@ -338,8 +338,8 @@ def alltoall(
     Args:
         tensor: Of any shape with at least one axis, and any dtype that numpy has, bfloat16 or
             string. Axis 0 may differ between ranks; the other axes and the dtype may not.
-        splits: How many rows each rank gets, of shape [ranks] and an integer dtype. None: every
-            rank gets the same number of rows.
+        splits: How many rows each rank gets, of shape [ranks] and an integer dtype. Rows beyond
+            their sum are not sent. None: every rank gets the same number of rows.
         name: Accepted for Horovod; without effect, as ranks match calls by their order.
         ignore_name_scope: Accepted for Horovod; without effect.
         process_set: The ranks that take part; None: all.
@@ -416,7 +416,8 @@ def reducescatter(
         This rank's rows, a tensor of the same dtype.
 
     Raises:
-        ValueError: `op` is neither, the tensor is a scalar, or this rank is not in the set.
+        ValueError: `op` is neither Average nor Sum, the tensor is a scalar, or this rank is not in
+            the set.
         NotImplementedError: XLA is to compile the call.
         TypeError: `process_set` is not a ProcessSet.
         NotInitialized: ``init()`` was not called.
@@ -484,7 +485,8 @@ def grouped_reducescatter(
         A list of this rank's rows of each, tensors of the same dtypes.
 
     Raises:
-        ValueError: `op` is neither, a tensor is a scalar, or this rank is not in the set.
+        ValueError: `op` is neither Average nor Sum, a tensor is a scalar, or this rank is not in
+            the set.
         NotImplementedError: XLA is to compile the call.
         TypeError: `process_set` is not a ProcessSet.
         NotInitialized: ``init()`` was not called.
