@@ -123,7 +123,7 @@ def partial_allreduce(
 
     Returns:
         A ``PartialMean``, or for a list a ``PartialMeans``: fresh arrays of the shapes and dtypes
-        that were given, and the ``Round``.
+        that were given, and the ``Round``. If all contributors abstained, the arrays are zeros.
 
     Raises:
         TypeError: `arrays` are not numpy arrays of these dtypes, or an option is of the wrong type.
@@ -302,7 +302,8 @@ def reducescatter(
 
     Raises:
         TypeError: `op` is Average and the dtype is not floating or complex.
-        ValueError: `op` is neither, the array is a scalar, or this rank is not in the set.
+        ValueError: `op` is neither Average nor Sum, the array is a scalar, or this rank is not in
+            the set.
         NotInitialized: ``init()`` was not called.
         Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
         RoundTimeout: A rank did not come in time; the text names it.
@@ -398,8 +399,8 @@ def alltoall(
     Args:
         array: Of any shape with at least one axis, and any dtype but Python objects. Axis 0 may
             differ between ranks; the other axes and the dtype may not.
-        splits: One integer for each rank: how many rows it gets. None: every rank gets the same
-            number of rows.
+        splits: One integer for each rank: how many rows it gets. Rows beyond their sum are not
+            sent. None: every rank gets the same number of rows.
         name: Matches the ranks' calls. Calls without a name are counted.
         process_set: The ranks that take part; default: all.
 
