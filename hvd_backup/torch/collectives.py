@@ -308,15 +308,15 @@ def sparse_allreduce_async(
     runs in the background.
 
     Args:
-        tensor: A sparse COO tensor of any shape and dtype that ``allgather`` takes; coalesced or
-            not. The number of entries may differ between ranks.
+        tensor: A ``torch.sparse_coo`` tensor of any shape and dtype that ``allgather`` takes;
+            coalesced or not. The number of entries may differ between ranks.
         name: Matches the ranks' calls.
         op: Average: values are divided by the number of ranks. With any other value they stay.
         process_set: The ranks that take part; default: all.
 
     Returns:
-        A function without arguments. It waits for the call, and gives a sparse COO tensor, not
-        coalesced, of the same shape and dtype (integers averaged: a floating dtype).
+        A function without arguments. It waits for the call, and gives a ``torch.sparse_coo``
+        tensor, not coalesced, of the same shape and dtype (integers averaged: a floating dtype).
 
     Raises:
         ValueError: The dtype cannot travel, or this rank is not in the set.
@@ -601,8 +601,8 @@ def reducescatter_async(
 
     Raises:
         TypeError: `tensor` is not a tensor.
-        ValueError: `op` is neither, a tensor is a scalar or has another layout or dtype, or this
-            rank is not in the set.
+        ValueError: `op` is neither Average nor Sum, a tensor is a scalar or has another layout or
+            dtype, or this rank is not in the set.
         NotInitialized: ``init()`` was not called.
     """
     check_tensors("reducescatter", [tensor], reduced=True)

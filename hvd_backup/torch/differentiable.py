@@ -295,8 +295,8 @@ def reducescatter(
 
     Raises:
         TypeError: `tensor` is not a tensor.
-        ValueError: `op` is neither, a tensor is a scalar or has another layout or dtype, or this
-            rank is not in the set.
+        ValueError: `op` is neither Average nor Sum, a tensor is a scalar or has another layout or
+            dtype, or this rank is not in the set.
         NotInitialized: ``init()`` was not called.
         Mismatch: The ranks' shapes, dtypes, ops or factors differ; on every rank.
         RoundTimeout: A rank did not come in time; the text names it.
