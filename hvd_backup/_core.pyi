@@ -96,11 +96,30 @@ class RoundLog:
     def __len__(self) -> int: ...
     def record(self, index: _Int) -> tuple[int, float | None, float, float, float, bool]: ...
 
+class Policy:
+    @staticmethod
+    def full_sync(world: _Int) -> Policy: ...
+    @staticmethod
+    def backup_workers(world: _Int, backups: _Int, grace: _Float = 0.0) -> Policy: ...
+    @staticmethod
+    def softsync(world: _Int, contributions: _Int) -> Policy: ...
+    @staticmethod
+    def asynchronous(world: _Int, max_staleness: _Int = ...) -> Policy: ...
+    @property
+    def world(self) -> int: ...
+    @property
+    def quorum(self) -> int: ...
+    @property
+    def max_staleness(self) -> int: ...
+    @property
+    def waits(self) -> bool: ...
+    @property
+    def grace(self) -> float: ...
+
 class ArenaSpec:
     def __init__(
         self,
-        world: _Int,
-        backup_workers: _Int,
+        policy: Policy,
         window: _Int,
         flats: Sequence[tuple[str, _Int]],
         chunk_bytes: _Int = 131072,
@@ -124,10 +143,9 @@ class Collective:
         segment: Segment,
         spec: ArenaSpec,
         *,
+        policy: Policy,
         rank: _Int,
-        backup_workers: _Int,
         carry: bool,
-        grace: _Float,
         timeout: _Float,
         spin_limits: tuple[_Int, _Int],
         remote_reads: bool,
@@ -194,8 +212,7 @@ class NodeService:
         segment: Segment,
         spec: ArenaSpec,
         *,
-        backup_workers: _Int,
-        grace: _Float,
+        policy: Policy,
         sum: bool = False,
     ) -> None: ...
     def wait_until_over(self, timeout: _Float) -> bool: ...

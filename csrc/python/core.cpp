@@ -32,15 +32,15 @@ std::optional<double> seconds_unless_0(Nanoseconds time) {
   return seconds(time);
 }
 
-ArenaSpec make_spec(int world, int backups, int window,
+ArenaSpec make_spec(const Policy& policy, int window,
                     const std::vector<std::pair<std::string, std::size_t>>& flats,
                     std::size_t chunk_bytes, std::vector<int> ranks, std::size_t device_flats,
                     std::size_t device_chunk_bytes) {
   std::vector<Flat> typed;
   typed.reserve(flats.size());
   for (const auto& [dtype, count] : flats) typed.push_back({dtype_from_name(dtype), count});
-  ArenaSpec spec = Collective::spec(backup_workers(world, backups), window, std::move(typed),
-                                    chunk_bytes, std::move(ranks));
+  ArenaSpec spec =
+      Collective::spec(policy, window, std::move(typed), chunk_bytes, std::move(ranks));
   spec.device_flats = device_flats;
   spec.device_chunk_bytes = std::max(device_chunk_bytes, sizeof(double));
   return spec;
@@ -92,6 +92,7 @@ class CollectiveHandle {
                             std::to_string(to.size * to.itemsize));
     }
     const py::gil_scoped_release nogil;
+    collective_.release();
     return collective_.allreduce(static_cast<const std::byte*>(from.ptr),
                                  static_cast<std::byte*>(to.ptr), weight);
   }
@@ -148,13 +149,13 @@ std::function<void(const LateRank&)> late_rank_of(py::object told) {
 }
 
 std::unique_ptr<CollectiveHandle> make_collective(
-    std::shared_ptr<Segment> segment, const ArenaSpec& spec, int rank, int backups, bool carry,
-    double grace, double timeout, std::pair<int, int> spin_limits, bool remote_reads,
+    std::shared_ptr<Segment> segment, const ArenaSpec& spec, const Policy& policy, int rank,
+    bool carry, double timeout, std::pair<int, int> spin_limits, bool remote_reads,
     py::object patrol, const py::object& doorbell, const py::object& service, bool sum,
     std::shared_ptr<MappedArena> mapped, py::object late_rank) {
   Options options;
   options.sum = sum;
-  options.policy = backup_workers(spec.world, backups, nanoseconds(grace));
+  options.policy = policy;
   options.late = carry ? Late::carry : Late::drop;
   options.timeout = nanoseconds(timeout);
   options.spin_limits = {spin_limits.first, spin_limits.second};
@@ -281,11 +282,29 @@ void bind_round_log(py::module_& m) {
           py::arg("index"));
 }
 
+void bind_policy(py::module_& m) {
+  py::class_<Policy>(m, "Policy")
+      .def_static("full_sync", &full_sync, py::arg("world"))
+      .def_static(
+          "backup_workers",
+          [](int world, int backups, double grace) {
+            return backup_workers(world, backups, nanoseconds(grace));
+          },
+          py::arg("world"), py::arg("backups"), py::arg("grace") = 0.0)
+      .def_static("softsync", &softsync, py::arg("world"), py::arg("contributions"))
+      .def_static("asynchronous", &async, py::arg("world"), py::arg("max_staleness") = kUnbounded)
+      .def_readonly("world", &Policy::world)
+      .def_readonly("quorum", &Policy::quorum)
+      .def_readonly("max_staleness", &Policy::max_staleness)
+      .def_readonly("waits", &Policy::waits)
+      .def_property_readonly("grace", [](const Policy& policy) { return seconds(policy.grace); });
+}
+
 void bind_collective(py::module_& m) {
   py::class_<ArenaSpec>(m, "ArenaSpec")
-      .def(py::init(&make_spec), py::arg("world"), py::arg("backup_workers"), py::arg("window"),
-           py::arg("flats"), py::arg("chunk_bytes") = 128 * 1024,
-           py::arg("ranks") = std::vector<int>{}, py::kw_only(), py::arg("device_flats") = 0,
+      .def(py::init(&make_spec), py::arg("policy"), py::arg("window"), py::arg("flats"),
+           py::arg("chunk_bytes") = 128 * 1024, py::arg("ranks") = std::vector<int>{},
+           py::kw_only(), py::arg("device_flats") = 0,
            py::arg("device_chunk_bytes") = std::size_t{16} << 20)
       .def_property_readonly("bytes", &Arena::bytes)
       .def_property_readonly("own_part",
@@ -301,8 +320,8 @@ void bind_collective(py::module_& m) {
   const auto nogil = py::call_guard<py::gil_scoped_release>();
   py::class_<Handle>(m, "Collective")
       .def(py::init(&make_collective), py::arg("segment"), py::arg("spec"), py::kw_only(),
-           py::arg("rank"), py::arg("backup_workers"), py::arg("carry"), py::arg("grace"),
-           py::arg("timeout"), py::arg("spin_limits"), py::arg("remote_reads"), py::arg("patrol"),
+           py::arg("policy"), py::arg("rank"), py::arg("carry"), py::arg("timeout"),
+           py::arg("spin_limits"), py::arg("remote_reads"), py::arg("patrol"),
            py::arg("doorbell") = py::none(), py::arg("service") = py::none(),
            py::arg("sum") = false, py::arg("mapped") = std::shared_ptr<MappedArena>{},
            py::arg("late_rank") = py::none())
@@ -321,10 +340,19 @@ void bind_collective(py::module_& m) {
           py::arg("buffer"))
       .def("reset_results", &Handle::reset_results, py::arg("buffer"), nogil)
       .def(
-          "arrive", [](Handle& h, double weight) { return h.collective().arrive(weight); },
+          "arrive",
+          [](Handle& h, double weight) {
+            h.collective().release();
+            return h.collective().arrive(weight);
+          },
           py::arg("weight"), nogil)
       .def(
-          "skip", [](Handle& h) { h.collective().skip(); }, nogil)
+          "skip",
+          [](Handle& h) {
+            h.collective().release();
+            h.collective().skip();
+          },
+          nogil)
       .def("sealed_without_me", [](Handle& h) { return h.collective().sealed_without_me(); })
       .def("missing", [](Handle& h) { return h.collective().missing(); })
       .def("progress", [](Handle& h) { return h.collective().progress(); })
@@ -332,7 +360,10 @@ void bind_collective(py::module_& m) {
           "wait", [](Handle& h) { return h.collective().wait(); }, nogil)
       .def(
           "arrive_and_wait",
-          [](Handle& h, double weight) { return h.collective().arrive_and_wait(weight); },
+          [](Handle& h, double weight) {
+            h.collective().release();
+            return h.collective().arrive_and_wait(weight);
+          },
           py::arg("weight"), nogil)
       .def(
           "release", [](Handle& h) { h.collective().release(); }, nogil)
@@ -364,6 +395,7 @@ PYBIND11_MODULE(_core, m) {
   bind_round(m);
   bind_round_log(m);
   bind_device(m);  // before what takes a MappedArena
+  bind_policy(m);
   bind_collective(m);
   bind_nodes(m);
   m.def("exit_without_mpi", &exit_without_mpi, py::arg("wanted"),

@@ -100,10 +100,10 @@ class ServiceHandle {
 };
 
 void serve(ServiceHandle& handle, std::uint32_t channel, std::shared_ptr<Segment> segment,
-           const ArenaSpec& spec, int backups, double grace, bool sum) {
+           const ArenaSpec& spec, const Policy& policy, bool sum) {
   Options options;
   options.sum = sum;
-  options.policy = backup_workers(spec.world, backups, nanoseconds(grace));
+  options.policy = policy;
   const Arena arena(spec, segment->data());
   const py::gil_scoped_release nogil;
   handle.service().add(channel, arena, options, std::move(segment));
@@ -161,7 +161,7 @@ void bind_nodes(py::module_& m) {
            py::arg("silence"))
       .def_property_readonly("port", &ServiceHandle::port)
       .def("add", &serve, py::arg("channel"), py::arg("segment"), py::arg("spec"), py::kw_only(),
-           py::arg("backup_workers"), py::arg("grace"), py::arg("sum") = false)
+           py::arg("policy"), py::arg("sum") = false)
       .def(
           "wait_until_over",
           [](ServiceHandle& h, double timeout) {

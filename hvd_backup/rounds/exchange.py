@@ -16,6 +16,7 @@ from hvd_backup.config import HOST_ROOM, RoundOptions
 from hvd_backup.phrases import death, ranks_text, title
 from hvd_backup.rounds import mapped_memory, reports
 from hvd_backup.rounds.absence import Replicas, close_what_is_gone
+from hvd_backup.rounds.policy import policy_of
 from hvd_backup.rounds.reports import Round, Stats
 from hvd_backup.world import runtime
 from hvd_backup.world.stall import Stall
@@ -83,6 +84,7 @@ class Exchange:
             timeout=timeout,
             room=mapped_memory.ROOM if wish is not None else HOST_ROOM,
         )
+        self.policy = policy_of(world.size, self.options)
         self.layout = list(layout)
         self.nbytes = nbytes
         self._runtime = world
@@ -125,14 +127,13 @@ class Exchange:
         segment = world.topology.shared_segment(spec.bytes, spec.own_part)
         node_service = world.node_service
         if node_service is not None:
-            node_service.serve(self._which, segment, spec, self.options, add=add)
+            node_service.serve(self._which, segment, spec, self.policy, add=add)
         return mapped, _core.Collective(
             segment,
             spec,
+            policy=self.policy,
             rank=world.rank,
-            backup_workers=self.options.backup_workers,
             carry=self.options.late == "carry",
-            grace=self.options.grace,
             timeout=self.options.timeout,
             spin_limits=world.spin_limits,
             remote_reads=world.remote_reads,
@@ -160,7 +161,7 @@ class Exchange:
     @property
     def quorum(self) -> int:
         """How many arrivals seal a round."""
-        return self._runtime.size - self.options.backup_workers
+        return self.policy.quorum
 
     @property
     def number(self) -> int:
@@ -286,13 +287,12 @@ class Exchange:
         nodes = world.cross_size if world.node_service is not None else 1
         chunk = chunk_bytes(self.layout, nodes, world.topology.hosts)
         if wish is not None:
-            spec = mapped_memory.spec(world.size, self.options, self.layout, chunk, self.nbytes)
+            spec = mapped_memory.spec(self.policy, self.options, self.layout, chunk, self.nbytes)
             mapped = mapped_memory.agree(world, wish, self.options, spec, self._title)
             if mapped is not None:
                 return spec, mapped
         spec = _core.ArenaSpec(
-            world.size,
-            self.options.backup_workers,
+            self.policy,
             self.options.window,
             self.layout,
             chunk,

@@ -34,14 +34,17 @@ class Wish:
 
 
 def spec(
-    size: int, options: RoundOptions, layout: Sequence[tuple[str, int]], chunk: int, nbytes: int
+    policy: _core.Policy,
+    options: RoundOptions,
+    layout: Sequence[tuple[str, int]],
+    chunk: int,
+    nbytes: int,
 ) -> _core.ArenaSpec:
     """An arena with all flats but the last in device memory."""
     # A chunk costs a launch and a wait, and every helper should have some.
-    share = -(-nbytes // (2 * size) // 4096) * 4096
+    share = -(-nbytes // (2 * policy.world) // 4096) * 4096
     return _core.ArenaSpec(
-        size,
-        options.backup_workers,
+        policy,
         options.window,
         layout,
         chunk,

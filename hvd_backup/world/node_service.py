@@ -14,7 +14,7 @@ from hvd_backup import _core, errors
 from hvd_backup.world import mpi_library
 
 if TYPE_CHECKING:
-    from hvd_backup.config import Config, RoundOptions
+    from hvd_backup.config import Config
     from hvd_backup.world.topology import Topology
 
 log = logging.getLogger("hvd_backup")
@@ -89,7 +89,7 @@ class NodeService:
         channel: int,
         segment: _core.Segment,
         spec: _core.ArenaSpec,
-        options: RoundOptions,
+        policy: _core.Policy,
         *,
         add: bool = False,
     ) -> None:
@@ -104,8 +104,7 @@ class NodeService:
                     channel,
                     segment,
                     spec,
-                    backup_workers=options.backup_workers,
-                    grace=options.grace,
+                    policy=policy,
                     sum=add,
                 )
 

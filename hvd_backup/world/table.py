@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from hvd_backup import errors
-from hvd_backup.phrases import QUOTE, quote_groups, ranks_text
+from hvd_backup.phrases import QUOTE, quote_groups, ranks_have, ranks_text
 from hvd_backup.world import wire
 
 JOIN = "join"
@@ -300,11 +300,11 @@ class Table:
 def decide(everybody: Sequence[tuple[int, Sequence[Entry]]], ranks: Sequence[int]) -> Decision:
     """What is done of what the ranks (`ranks` of the world) have put down, after so many rounds."""
     lists = [{entry.name: entry for entry in entries} for _, entries in everybody]
-    active = [i for i, (_, entries) in enumerate(everybody) if not _has_joined(entries)]
-    active = active or list(range(len(lists)))
+    here = [i for i, (_, entries) in enumerate(everybody) if not _has_joined(entries)]
+    active = here or list(range(len(lists)))
     have = [ranks[i] for i in range(len(lists)) if i not in active]
     note = f"; {ranks_have(have)} called join()" if have else ""
-    if len({everybody[i][0] for i in active}) > 1:  # who has joined catches up in the end
+    if len({everybody[i][0] for i in here}) > 1:  # a rank that has joined catches up in the end
         return Decision([], {}, _disagree(everybody, ranks) + note)
     run, failed = [], {}
     for name in lists[active[0]]:

@@ -1,6 +1,7 @@
 """What a rank says of the others, in words."""
 
-from hvd_backup.phrases import death, title
+from hvd_backup import phrases
+from hvd_backup.phrases import title
 from hvd_backup.rounds import reports
 
 PARAMETERS = ", ".join(f"parameter {i}: float32[1000, 1000]" for i in range(100))
@@ -13,20 +14,20 @@ def test_a_title_has_no_shapes_of_parameters():
 
 def test_a_death_names_the_last_common_round():
     def death(dead, where, completed):
-        last_round = reports.last_round(completed, "all ranks", "g")
-        return death(dead, "rank 0", where, last_round)
+        last_round = phrases.last_round(completed, "all ranks", "g")
+        return phrases.death(dead, "rank 0", where, last_round)
 
     known = " The last round of g that all ranks are known to have completed is "
     assert f"{known}round 72. What rank 1" in death("rank 1", "round 74 of g", 73)
     assert f"{known}none so far. What ranks" in death("ranks 1, 2", "round 0 of g", 0)
-    assert "round" not in death("rank 1", "rank 0", "barrier()", "")
+    assert "round" not in phrases.death("rank 1", "rank 0", "barrier()", "")
 
 
 def test_a_failure_names_the_moment_and_what_to_do():
-    assert reports.moment("the last round is 7").endswith("; the last round is 7")
-    assert reports.moment("").startswith("at ")
-    assert ";" not in reports.moment("")
-    assert reports.failure(1, "KeyError: 'boom' (at 12:00:00)") == (
+    assert phrases.moment("the last round is 7").endswith("; the last round is 7")
+    assert phrases.moment("").startswith("at ")
+    assert ";" not in phrases.moment("")
+    assert phrases.failure(1, "KeyError: 'boom' (at 12:00:00)") == (
         "rank 1 failed with KeyError: 'boom' (at 12:00:00); what rank 1 printed says why; then "
         "start again from the last checkpoint"
     )
