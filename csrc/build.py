@@ -1,9 +1,8 @@
-"""Builds with CMake if there is one, else by direct.py.
+"""Builds with CMake.
 
     python csrc/build.py FOLDER [-DOPTION=VALUE]… [TARGET…]       no target: the Python module
 
-CMake and ninja are those beside this Python, else those on PATH. Without CMake, HVD_BACKUP_CUDA is
-the only option that means something.
+CMake and ninja are those beside this Python, else those on PATH. Without ninja, make is used.
 """
 
 from __future__ import annotations
@@ -19,12 +18,15 @@ CSRC = Path(__file__).resolve().parent
 
 
 def tool(name: str) -> str | None:
-    """Path of a build tool."""
+    """The path of a build tool, None if it is not there."""
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
 def drop_stale(folder: Path, generator: str) -> None:
-    """Remove a build folder that CMake would refuse: moved here, or another generator's."""
+    """Remove a build folder that CMake would refuse.
+
+    CMake refuses a folder that was moved, or was made for another generator.
+    """
     cache = folder / "CMakeCache.txt"
     if not cache.exists():
         return
@@ -33,22 +35,15 @@ def drop_stale(folder: Path, generator: str) -> None:
     here = all(Path(known.get(name, "")).resolve() == at.resolve() for name, at in places.items())
     if not (here and known.get("CMAKE_GENERATOR") == generator):
         print(f"{folder} was made elsewhere, or by another generator: building anew")
-        shutil.rmtree(folder.resolve())  # which a link may lead to
-
-
-def directly(folder: str, options: dict[str, str], targets: list[str]) -> list[str]:
-    """The command without CMake; ValueError for an option that would be lost on it."""
-    cuda = options.pop("HVD_BACKUP_CUDA", "AUTO")
-    for name, value in options.items():
-        if name not in ("Python_EXECUTABLE", "HVD_BACKUP_PYTHON"):
-            raise ValueError(f"-D{name}={value} needs CMake, and there is none: pip install cmake")
-    print("no cmake: building without it")
-    direct = [sys.executable, str(CSRC / "direct.py"), f"--cuda={cuda}", folder]
-    return [*direct, *(targets or ["_core"])]
+        shutil.rmtree(folder.resolve())  # the folder may be a link
 
 
 def commands(words: list[str]) -> list[list[str]]:
-    """What to run, one after another. Raises ValueError for words that mean nothing."""
+    """The commands to run, one after another.
+
+    Raises:
+        ValueError: the words cannot be understood, or there is no CMake.
+    """
     if not words or words[0].startswith("-"):
         raise ValueError("usage: build.py FOLDER [-DOPTION=VALUE]… [TARGET…]")
     folder, *words = words
@@ -59,11 +54,11 @@ def commands(words: list[str]) -> list[list[str]]:
     options = {match[1]: match[2] for match in given if match}
     cmake, ninja = tool("cmake"), tool("ninja")
     if cmake is None:
-        return [directly(folder, options, targets)]
+        raise ValueError("no cmake beside this Python or on PATH; run: pip install cmake ninja")
     generator = "Ninja" if ninja else "Unix Makefiles"
     drop_stale(Path(folder), generator)
     configure = [cmake, "-S", str(CSRC), "-B", folder, "-G", generator]
-    # CMake remembers options: those that are not given are to be as if they never had been.
+    # CMake remembers options. An option that is not given must not keep its last value.
     options = {"HVD_BACKUP_CUDA": "AUTO", **options}
     configure += [f"-D{name}={value}" for name, value in options.items()]
     if ninja:
@@ -74,7 +69,7 @@ def commands(words: list[str]) -> list[list[str]]:
 
 
 def main(*words: str) -> int:
-    """Build; the exit status, 2 if that was not tried."""
+    """Build; return the exit status, 2 if the words cannot be understood or CMake is missing."""
     try:
         to_run = commands(list(words))
     except ValueError as error:

@@ -1,13 +1,13 @@
-"""What `make test-gpu` and `make bench-gpu` run, with nothing but what the machine has.
+"""The tests and benchmarks for a machine with a GPU: `make test-gpu` and `make bench-gpu`.
 
     python tests/gpu/run.py test sanitize bench [--device cuda|cpu] [--ranks 2,3,4] [--quick] \
         [--no-build]
 
-One or more of the three, in this order of use: what takes longest to tell something comes last.
+Name one or more of the three. The tests take the least time, the benchmarks the most.
 
-No package is installed and no mpirun needed, but Python with numpy, torch, pybind11 and setuptools,
-g++ and nvcc. CMake and ninja are used if they are there. With `--device cpu` the same programs run
-with CPU tensors and the kernels' twins, which needs neither nvcc nor a GPU.
+The machine must have Python with numpy, torch, pybind11 and setuptools, g++, nvcc and CMake. ninja
+makes the build faster. No package is installed, and no mpirun is needed. With `--device cpu` the
+same programs run with CPU tensors and the kernels' twins, which needs neither nvcc nor a GPU.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ PATHS = ("staged", "mapped")
 
 
 def missing(device: str, *, build: bool) -> list[str]:
-    """What the machine lacks, in words."""
+    """Name each requirement that the machine lacks."""
     packages = [name for name in NEEDED if build or name not in ("pybind11", "setuptools")]
     lacks = [f"Python package {name}" for name in packages if not importlib.util.find_spec(name)]
     if build and not (shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")):
         lacks.append("a C++ compiler: g++ on PATH, or CXX")
+    beside = Path(sys.executable).with_name("cmake")
+    if build and not (beside.exists() or shutil.which("cmake")):
+        lacks.append("CMake: put cmake on PATH")
     if device != "cuda":
         return lacks
     if build and not shutil.which(os.environ.get("CUDACXX") or "nvcc"):
@@ -59,7 +62,7 @@ def missing(device: str, *, build: bool) -> list[str]:
 
 
 class Steps:
-    """Runs commands one after another, and remembers how they ended."""
+    """Runs commands one after another, and keeps a table of how they ended."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, str, float]] = []
@@ -74,7 +77,7 @@ class Steps:
             word = "pass" if status == 0 else f"FAIL (exit status {status})"
         except subprocess.TimeoutExpired:
             word = f"FAIL (not done after {limit_s:g} s)"
-        except OSError as error:  # what was to be built was not, say
+        except OSError as error:  # for example, the program was not built
             word = f"FAIL ({error.strerror}: {error.filename})"
         self.done.append((name, word, time.monotonic() - began))
         print(f"== {name}: {word} after {self.done[-1][2]:.1f} s", flush=True)
@@ -84,7 +87,7 @@ class Steps:
         self.done.append((name, f"skipped: {why}", 0.0))
 
     def table(self) -> int:
-        """Print how all ended; the exit status."""
+        """Print how all steps ended; return the exit status."""
         print(f"\n{'step':<44} {'s':>7}  how it ended")
         for name, word, seconds in self.done:
             print(f"{name:<44} {seconds:>7.1f}  {word}")
@@ -92,7 +95,7 @@ class Steps:
 
 
 def build(steps: Steps, programs: list[str]) -> None:
-    """C++ programs in BUILD, which need no Python; then the extension in place."""
+    """Build C++ programs in BUILD, without Python; then the extension in place."""
     python = sys.executable
     name = f"build {' and '.join(programs)}"
     steps.run(name, python, "csrc/build.py", BUILD, "-DHVD_BACKUP_PYTHON=OFF", *programs)
@@ -100,18 +103,18 @@ def build(steps: Steps, programs: list[str]) -> None:
 
 
 def cases(device: str) -> tuple[str, ...]:
-    """The C++ cases that are meant, for the program's command line."""
+    """The words of the C++ program's command line that select the cases for the device."""
     return ("--need-gpu", "GPU") if device == "cuda" else ("twin",)
 
 
 def ranks(count: int) -> tuple[str | Path, ...]:
-    """The launcher's command line, up to the program."""
+    """The launcher's command line, without the program that it starts."""
     launcher = ("-m", "hvd_backup.cluster.local_run", "-np", str(count), "--")
     return (sys.executable, *launcher, sys.executable)
 
 
 def run_built(steps: Steps, name: str, *command: str | Path) -> None:
-    """A step with a program in BUILD, which may not be there with --no-build."""
+    """Run a program in BUILD; skip the step if it is not there, as with --no-build."""
     lacking = [word for word in command if isinstance(word, Path) and not word.exists()]
     if lacking:
         steps.skip(name, f"there is no {lacking[0].relative_to(ROOT)}")
@@ -120,7 +123,7 @@ def run_built(steps: Steps, name: str, *command: str | Path) -> None:
 
 
 def test(steps: Steps, given: argparse.Namespace) -> None:
-    """Kernels and both paths in C++, then the core and torch on several ranks of one GPU."""
+    """Test kernels and both paths in C++, then the core and torch on several ranks of one GPU."""
     steps.run("what CUDA can do here", sys.executable, "-m", "hvd_backup.cluster.probe", "cuda")
     run_built(steps, f"C++ cases: {cases(given.device)[-1]}", TESTS, *cases(given.device))
     for size, path in itertools.product(given.ranks, PATHS):
@@ -132,12 +135,12 @@ def test(steps: Steps, given: argparse.Namespace) -> None:
 
 
 def sanitize(steps: Steps, given: argparse.Namespace) -> None:
-    """The C++ cases again, under compute-sanitizer."""
+    """Run the C++ cases again, under compute-sanitizer."""
     sanitizer = shutil.which("compute-sanitizer")
     for tool in SANITIZERS:
         name = f"compute-sanitizer {tool}"
         if given.device != "cuda":
-            steps.skip(name, "of a GPU only")
+            steps.skip(name, "it needs a GPU")
         elif sanitizer is None:
             steps.skip(name, "compute-sanitizer is not on PATH")
         else:
@@ -146,7 +149,7 @@ def sanitize(steps: Steps, given: argparse.Namespace) -> None:
 
 
 def bench(steps: Steps, given: argparse.Namespace) -> None:
-    """Kernels beside the device's own copy, and what a step pays for its exchange."""
+    """Measure kernels beside the device's own copy, and the cost of a step's exchange."""
     line = ["benchmarks/gpu.py", "--device", given.device, "--program", str(SPEED)]
     line += ["--ranks", ",".join(map(str, given.ranks)), *(["--quick"] if given.quick else [])]
     if SPEED.exists():
@@ -159,7 +162,7 @@ WHAT = {"test": (test, TESTS), "sanitize": (sanitize, TESTS), "bench": (bench, S
 
 
 def with_a_gpu_each(steps: Steps, worlds: list[int]) -> None:
-    """The properties again, where there are GPUs for it."""
+    """Test the properties again with one GPU per rank, as far as there are enough GPUs."""
     import torch
 
     gpus = torch.cuda.device_count()
@@ -173,7 +176,7 @@ def with_a_gpu_each(steps: Steps, worlds: list[int]) -> None:
 
 
 def main() -> int:
-    """The exit status: 0, 1 if something failed, 2 if something is missing."""
+    """Return the exit status: 0, 1 if something failed, 2 if something is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", nargs="+", choices=list(WHAT))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -199,7 +202,7 @@ def main() -> int:
 
 
 def sizes(text: str) -> list[int]:
-    """World sizes, from `2,3,4`."""
+    """Parse world sizes such as `2,3,4`."""
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
         raise argparse.ArgumentTypeError(f"{text!r}: use numbers of ranks, as in 2,3,4")
     return [int(size) for size in text.split(",")]
