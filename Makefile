@@ -131,7 +131,7 @@ $(DONE)/lint: requirements/lint.txt | $(DONE)/base
 	$(PIP) -r $<
 	@touch $@
 
-$(DONE)/package: setup.py pyproject.toml $(DONE)/base
+$(DONE)/package: setup.py csrc/setup_commands.py pyproject.toml $(DONE)/base
 	@echo "== installing hvd_backup (editable) and building the extension"
 	$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
