@@ -1,191 +1,94 @@
-// A test framework of one header.
+// What these tests add to doctest: cases that are skipped, ranks as threads, the values of vectors.
 //
 //   TEST_CASE("a round is sealed by the arrival that completes the quorum") {
 //     CHECK(ledger.sealed());
 //     CHECK_EQ(ledger.contributors().size(), 3);
-//     CHECK_THROWS_AS(ledger.arrive(9), Mismatch);
+//     CHECK_THROWS_WITH_AS(ledger.arrive(9), doctest::Contains("rank 9"), Mismatch);
+//     if (!there) FAIL_CHECK("rank ", rank, " is missing");
 //   }
+//   TEST_CASE("a case with a time limit of its own" * doctest::timeout(20)) { … }
 //
-// CHECK* note a failure and go on, and may be called by any thread. REQUIRE ends the case, and so
-// does SKIP("why"), for what cannot be tested here; call these two in the case's own thread or
-// inside in_threads(). A case that skips is counted as skipped, unless a check has failed before.
+// Any thread may check. CHECK* and FAIL_CHECK note a failure and go on; REQUIRE ends the case, if
+// it is called in the case's own thread, in in_threads() or in noting_exceptions().
 #pragma once
 
-#include <atomic>
 #include <cstddef>
-#include <exception>
 #include <functional>
-#include <sstream>
+#include <optional>
+#include <ostream>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+// Before any header of doctest's: how it is compiled in all files.
+#define DOCTEST_CONFIG_SUPER_FAST_ASSERTS     // small code: quick to compile
+#define DOCTEST_CONFIG_VOID_CAST_EXPRESSIONS  // for [[nodiscard]] in *_THROWS_*
+#define DOCTEST_CONFIG_REQUIRE_STRINGIFICATION_FOR_ALL_USED_TYPES  // never "{?}"
+#define DOCTEST_CONFIG_NO_POSIX_SIGNALS                            // cases fork, signal and abort
+#define DOCTEST_CONFIG_NO_UNPREFIXED_OPTIONS  // main.cpp has options of its own
+#include <doctest/doctest.h>
+
 namespace hvd_backup::check {
-
-struct Case {
-  std::string name;
-  std::function<void()> body;
-  unsigned limit_s = 0;  // 0: the runner's limit
-};
-
-struct Outcome {
-  int failures = 0;
-  std::vector<std::string> messages;  // the first few failures, each with file and line
-  std::string skipped;                // why the case was skipped; empty if it was not
-};
-
-struct Registration {
-  explicit Registration(Case test_case);
-};
-
-// All cases of the program, in the order of their registration.
-const std::vector<Case>& all_cases();
-
-// Runs one case. Its time limit aborts the process, with the case's name on stderr: what a hung
-// thread holds cannot be given back.
-Outcome run_case(const Case& test_case, unsigned default_limit_s = 60);
 
 // Runs body(0) … body(count - 1), each in its own thread, and joins them all. An exception that
 // leaves a body is a failure of the case.
 void in_threads(int count, const std::function<void(int)>& body);
 
-// Notes a failure of the running case.
-void fail(const char* file, int line, const std::string& what);
+// Runs `body`. An exception that leaves it is a failure of the case.
+void noting_exceptions(const std::function<void()>& body);
 
-// Notes that the running case cannot be tested here, and ends it.
-[[noreturn]] void skip(const std::string& why);
+// Has values shown with all their digits, for this thread; done by main() and by what is above.
+void show_all_digits();
 
-// What REQUIRE and SKIP throw; the failure or the reason has been noted already.
-struct EndOfCase : std::exception {
-  const char* what() const noexcept override { return "the case has ended"; }
-};
+// How many checks of the running case have failed so far.
+int failures();
 
-template <typename T, typename = void>
-struct Streamable : std::false_type {};
-template <typename T>
-struct Streamable<T, std::void_t<decltype(std::declval<std::ostream&>() << std::declval<T>())>>
-    : std::true_type {};
-
-template <typename T, typename = void>
-struct Range : std::false_type {};
-template <typename T>
-struct Range<T, std::void_t<decltype(std::declval<T>().begin()), decltype(std::declval<T>().end())>>
-    : std::true_type {};
-
-template <typename T>
-void show(std::ostream& out, const T& value) {
-  if constexpr (std::is_same_v<T, bool>) {
-    out << (value ? "true" : "false");
-  } else if constexpr (std::is_same_v<T, std::byte> || std::is_same_v<T, unsigned char> ||
-                       std::is_same_v<T, signed char>) {
-    out << static_cast<int>(value);
-  } else if constexpr (Streamable<const T&>::value) {
-    out << value;
-  } else if constexpr (Range<const T&>::value) {
-    out << '{';
-    const char* separator = "";
-    for (const auto& element : value) {
-      out << separator;
-      show(out, element);
-      separator = ", ";
-    }
-    out << '}';
-  } else if constexpr (std::is_enum_v<T>) {
-    out << static_cast<long long>(value);
-  } else {
-    out << "(a value of " << sizeof(T) << " bytes)";
-  }
-}
-
-// As ==, but 2u == -1 is false and CHECK_EQ(v.size(), 3) compiles without a warning.
-template <typename A, typename B>
-bool equal(const A& a, const B& b) {
-  if constexpr (std::is_integral_v<A> && std::is_integral_v<B>) {
-    if constexpr (std::is_signed_v<A> == std::is_signed_v<B>) {
-      return a == b;
-    } else if constexpr (std::is_signed_v<A>) {
-      return a >= 0 && static_cast<std::make_unsigned_t<A>>(a) == b;
-    } else {
-      return equal(b, a);
-    }
-  } else {
-    return a == b;
-  }
-}
-
-template <typename A, typename B>
-void check_equal(const A& a, const B& b, const char* expression, const char* file, int line) {
-  if (equal(a, b)) return;
-  std::ostringstream out;
-  out.precision(17);
-  out << expression << ": ";
-  show(out, a);
-  out << " is not ";
-  show(out, b);
-  fail(file, line, out.str());
-}
-
-// Type and text of what `run` throws are compared with what was expected.
-template <typename Expected>
-void check_throws(const std::function<void()>& run, const char* expression, const char* type,
-                  const std::string& words, const char* file, int line) {
-  std::string got = "nothing was thrown";
-  try {
-    try {  // nested: Expected may be std::exception itself
-      run();
-    } catch (const Expected& error) {
-      got = "it has no text";
-      if constexpr (std::is_base_of_v<std::exception, Expected>) {
-        if (std::string(error.what()).find(words) != std::string::npos) return;
-        got = std::string("its text is: ") + error.what();
-      } else {
-        if (words.empty()) return;
-      }
-    }
-  } catch (const std::exception& error) {
-    got = std::string("it threw another type, saying: ") + error.what();
-  } catch (...) {
-    got = "it threw another type";
-  }
-  std::string what = std::string(expression) + " should throw " + type;
-  if (!words.empty()) what += " with \"" + words + "\"";
-  fail(file, line, what + "; " + got);
-}
+// Notes that the running case cannot be tested here; see SKIP.
+void skip(const std::string& why);
 
 }  // namespace hvd_backup::check
 
-#define HVD_CHECK_JOIN_(a, b) a##b
-#define HVD_CHECK_JOIN(a, b) HVD_CHECK_JOIN_(a, b)
-
-#define HVD_TEST_CASE(limit_s, ...)                                                           \
-  static void HVD_CHECK_JOIN(test_case_, __LINE__)();                                         \
-  static const ::hvd_backup::check::Registration HVD_CHECK_JOIN(registration_, __LINE__)(     \
-      ::hvd_backup::check::Case{__VA_ARGS__, HVD_CHECK_JOIN(test_case_, __LINE__), limit_s}); \
-  static void HVD_CHECK_JOIN(test_case_, __LINE__)()
-
-#define TEST_CASE(sentence) HVD_TEST_CASE(0, sentence)
-// A case with a time limit of its own.
-#define TEST_CASE_WITHIN(seconds, sentence) HVD_TEST_CASE(seconds, sentence)
-
-#define CHECK(...)                                                                               \
-  do {                                                                                           \
-    if (!(__VA_ARGS__)) ::hvd_backup::check::fail(__FILE__, __LINE__, #__VA_ARGS__ " is false"); \
+// Ends the case, for what cannot be tested here. Only for the body of a case, as it returns from
+// the function it is in. The case counts as skipped, unless a check has failed before.
+#define SKIP(why)                   \
+  do {                              \
+    ::hvd_backup::check::skip(why); \
+    return;                         \
   } while (false)
 
-#define REQUIRE(...)                                                           \
-  do {                                                                         \
-    if (!(__VA_ARGS__)) {                                                      \
-      ::hvd_backup::check::fail(__FILE__, __LINE__, #__VA_ARGS__ " is false"); \
-      throw ::hvd_backup::check::EndOfCase();                                  \
-    }                                                                          \
-  } while (false)
+namespace doctest {
 
-#define SKIP(why) ::hvd_backup::check::skip(why)
+// The text, not its address.
+template <>
+struct StringMaker<const char*> {
+  static String convert(const char* text) { return text != nullptr ? text : "nullptr"; }
+};
 
-#define CHECK_EQ(a, b) ::hvd_backup::check::check_equal((a), (b), #a " == " #b, __FILE__, __LINE__)
+template <typename T>
+struct StringMaker<std::optional<T>> {
+  static String convert(const std::optional<T>& value) {
+    return value ? toString(*value) : String("nothing");
+  }
+};
 
-#define CHECK_THROWS_WITH(expression, type, words)                                             \
-  ::hvd_backup::check::check_throws<type>([&] { static_cast<void>(expression); }, #expression, \
-                                          #type, words, __FILE__, __LINE__)
-#define CHECK_THROWS_AS(expression, type) CHECK_THROWS_WITH(expression, type, "")
+template <typename A, typename B>
+struct StringMaker<std::pair<A, B>> {
+  static String convert(const std::pair<A, B>& value) {
+    return String("(") + toString(value.first) + ", " + toString(value.second) + ")";
+  }
+};
+
+template <typename T>
+struct StringMaker<std::vector<T>> {
+  static String convert(const std::vector<T>& values) {
+    String text = "{";
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (i > 0) text += ", ";
+      text += toString(static_cast<const T&>(values[i]));
+    }
+    return text + "}";
+  }
+};
+
+}  // namespace doctest

@@ -64,11 +64,9 @@ inline bool same_bytes(const std::vector<std::byte>& a, const std::vector<std::b
 }  // namespace hvd_backup::testing
 
 // DEVICE_CASE("sentence") { uses `device`, which is kHost, then 0 }
-#define DEVICE_CASE(sentence)                                                          \
-  static void HVD_CHECK_JOIN(device_case_, __LINE__)(int device);                      \
-  TEST_CASE(sentence " (twin)") { HVD_CHECK_JOIN(device_case_, __LINE__)(kHost); }     \
-  static const ::hvd_backup::check::Registration HVD_CHECK_JOIN(                       \
-      gpu_registration_, __LINE__)(::hvd_backup::check::Case{                          \
-      sentence " (GPU)",                                                               \
-      [] { ::hvd_backup::testing::on_gpu(HVD_CHECK_JOIN(device_case_, __LINE__)); }}); \
-  static void HVD_CHECK_JOIN(device_case_, __LINE__)(int device)
+#define DEVICE_CASE(sentence) HVD_DEVICE_CASE(DOCTEST_ANONYMOUS(device_case_), sentence)
+#define HVD_DEVICE_CASE(body, sentence)                                 \
+  static void body(int device);                                         \
+  TEST_CASE(sentence " (twin)") { body(kHost); }                        \
+  TEST_CASE(sentence " (GPU)") { ::hvd_backup::testing::on_gpu(body); } \
+  static void body(int device)

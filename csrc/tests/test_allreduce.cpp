@@ -40,7 +40,7 @@ void run(World& world, const Way& way, int rounds) {
       CHECK_EQ(report.number, i);
       world.check(rank, report, to);
       if (!way.in_place && std::memcmp(from, mine.data(), bytes) != 0) {
-        check::fail(__FILE__, __LINE__, "the input was written to: " + describe(way));
+        FAIL_CHECK("the input was written to: ", describe(way));
       }
       CHECK(to[bytes] == std::byte{0});
       std::memset(from, 0xFF, bytes);  // who still reads it would get NaN
@@ -168,9 +168,10 @@ TEST_CASE("an all-reduce of several flats or of a bad weight is refused") {
   setup.flats = {{DType::float32, 3}, {DType::float16, 3}};
   World world(backup_workers(2, 0), setup);
   std::vector<std::byte> data(100);
-  CHECK_THROWS_WITH(world[0].allreduce(data.data(), data.data()), InvalidArgument,
-                    "one flat buffer, this collective has 2");
-  CHECK_THROWS_WITH(world[0].allreduce(data.data(), data.data(), -1), InvalidArgument,
-                    "to abstain");
+  CHECK_THROWS_WITH_AS(world[0].allreduce(data.data(), data.data()),
+                       doctest::Contains("one flat buffer, this collective has 2"),
+                       InvalidArgument);
+  CHECK_THROWS_WITH_AS(world[0].allreduce(data.data(), data.data(), -1),
+                       doctest::Contains("to abstain"), InvalidArgument);
   world.round({0, 1});
 }

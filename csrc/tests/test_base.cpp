@@ -117,10 +117,12 @@ TEST_CASE("a checked cast keeps every number that fits") {
 }
 
 TEST_CASE("a checked cast refuses a number that does not fit, and names it") {
-  CHECK_THROWS_WITH(checked_cast<int>(std::int64_t{1} << 31), InvalidArgument, "2147483648");
-  CHECK_THROWS_WITH(checked_cast<int>(std::int64_t{1} << 31), InvalidArgument, "31 bits");
-  CHECK_THROWS_WITH(checked_cast<std::uint8_t>(256), InvalidArgument, "256");
-  CHECK_THROWS_WITH(checked_cast<unsigned>(-1), InvalidArgument, "-1");
+  CHECK_THROWS_WITH_AS(checked_cast<int>(std::int64_t{1} << 31), doctest::Contains("2147483648"),
+                       InvalidArgument);
+  CHECK_THROWS_WITH_AS(checked_cast<int>(std::int64_t{1} << 31), doctest::Contains("31 bits"),
+                       InvalidArgument);
+  CHECK_THROWS_WITH_AS(checked_cast<std::uint8_t>(256), doctest::Contains("256"), InvalidArgument);
+  CHECK_THROWS_WITH_AS(checked_cast<unsigned>(-1), doctest::Contains("-1"), InvalidArgument);
   CHECK_THROWS_AS(checked_cast<int>(std::numeric_limits<unsigned>::max()), InvalidArgument);
   CHECK_THROWS_AS(checked_cast<std::int64_t>(std::numeric_limits<std::uint64_t>::max()),
                   InvalidArgument);
@@ -137,13 +139,14 @@ TEST_CASE("a dtype has the name that numpy and torch give it") {
 }
 
 TEST_CASE("an unknown dtype is refused with the ones there are") {
-  CHECK_THROWS_WITH(dtype_from_name("int8"), InvalidArgument, "int8");
-  CHECK_THROWS_WITH(dtype_from_name(""), InvalidArgument, "float16, bfloat16, float32 or float64");
+  CHECK_THROWS_WITH_AS(dtype_from_name("int8"), doctest::Contains("int8"), InvalidArgument);
+  CHECK_THROWS_WITH_AS(dtype_from_name(""),
+                       doctest::Contains("float16, bfloat16, float32 or float64"), InvalidArgument);
 }
 
 TEST_CASE("a system error says what failed and why") {
-  CHECK_THROWS_WITH(throw SystemError("cannot map 3 MiB", ENOMEM), Error,
-                    "cannot map 3 MiB: Cannot allocate memory");
+  CHECK_THROWS_WITH_AS(throw SystemError("cannot map 3 MiB", ENOMEM),
+                       doctest::Contains("cannot map 3 MiB: Cannot allocate memory"), Error);
 }
 
 TEST_CASE("the clock does not go back") {
@@ -223,7 +226,7 @@ TEST_CASE("the vector loops widen every half-precision number as the scalar code
       for (std::size_t i = 0; i < bits.size(); ++i) {
         const float expected = half.widen(bits[i]);
         if (std::isnan(expected) ? std::isnan(wide[i]) : same(wide[i], expected)) continue;
-        check::fail(__FILE__, __LINE__, name + " widens " + std::to_string(bits[i]) + " wrongly");
+        FAIL_CHECK(name, " widens ", bits[i], " wrongly");
       }
     }
   }
@@ -240,9 +243,7 @@ TEST_CASE("the vector loops round to half precision as the scalar code does") {
       for (std::size_t i = 0; i < bits.size(); ++i) {
         const std::uint16_t expected = half.narrow(numbers[i]);
         if (bits[i] == expected) continue;
-        check::fail(__FILE__, __LINE__,
-                    name + " rounds " + std::to_string(numbers[i]) + " wrongly, as " +
-                        std::to_string(bits[i]));
+        FAIL_CHECK(name, " rounds ", numbers[i], " wrongly, as ", bits[i]);
       }
     }
   }

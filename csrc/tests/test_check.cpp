@@ -1,144 +1,207 @@
-// The test framework is tested like everything else.
+// What check.hpp and main.cpp add to doctest: this program runs cases of its own that doctest skips
+// unless they are asked for, and reads what it prints about them.
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
+#include <chrono>
+#include <optional>
 #include <stdexcept>
+#include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "check.hpp"
 
-namespace check = hvd_backup::check;
+using namespace hvd_backup;
 
 namespace {
 
-check::Outcome run(std::function<void()> body) {
-  return check::run_case({"an inner case", std::move(body)});
+struct Ended {
+  int status = 0;
+  std::string text;  // stdout and stderr
+
+  bool has(const std::string& words) const { return text.find(words) != std::string::npos; }
+  std::size_t count(const std::string& words) const {
+    std::size_t found = 0;
+    for (auto at = text.find(words); at != std::string::npos; at = text.find(words, at + 1)) {
+      ++found;
+    }
+    return found;
+  }
+};
+
+/// This program with other arguments.
+Ended run(std::vector<std::string> arguments) {
+  std::array<int, 2> ends{};
+  REQUIRE(pipe(ends.data()) == 0);
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // or a time limit would leave it behind
+    dup2(ends[1], STDOUT_FILENO);
+    dup2(ends[1], STDERR_FILENO);
+    std::vector<char*> words{const_cast<char*>("tests")};
+    for (std::string& argument : arguments) words.push_back(argument.data());
+    words.push_back(nullptr);
+    execv("/proc/self/exe", words.data());
+    _exit(127);
+  }
+  close(ends[1]);
+  Ended ended;
+  std::array<char, 256> part{};
+  for (ssize_t got = 0; (got = read(ends[0], part.data(), part.size())) > 0;) {
+    ended.text.append(part.data(), static_cast<std::size_t>(got));
+  }
+  close(ends[0]);
+  REQUIRE(waitpid(child, &ended.status, 0) == child);
+  return ended;
 }
 
-bool has(const check::Outcome& outcome, const std::string& words) {
-  return !outcome.messages.empty() && outcome.messages[0].find(words) != std::string::npos;
+/// One of the cases below.
+Ended run_inner(const std::string& name) { return run({"--dt-no-skip", "inner: " + name}); }
+
+bool has_status(const Ended& ended, int status) {
+  return WIFEXITED(ended.status) && WEXITSTATUS(ended.status) == status;
 }
 
 }  // namespace
 
-TEST_CASE("a check that holds is no failure") {
-  const check::Outcome outcome = run([] {
-    CHECK(1 + 1 == 2);
-    CHECK_EQ(std::string("a"), "a");
-    CHECK_EQ(std::vector<int>(3).size(), 3);
-    CHECK_THROWS_AS(throw std::range_error("far"), std::runtime_error);
-    CHECK_THROWS_WITH(throw std::range_error("far out"), std::runtime_error, "out");
-  });
-  CHECK_EQ(outcome.failures, 0);
+TEST_CASE("inner: passes" * doctest::skip()) { CHECK_EQ(1 + 1, 2); }
+
+TEST_CASE("a case that passes is counted, and its name is printed") {
+  const Ended ended = run_inner("passes");
+  CHECK(has_status(ended, 0));
+  CHECK(ended.text.rfind("pass  inner: passes (0.0", 0) == 0);
+  CHECK(ended.has("\n1 passed, 0 failed, 0 skipped\n"));
 }
 
-TEST_CASE("a check that fails is counted, shown with its line, and the case goes on") {
-  const check::Outcome outcome = run([] {
-    CHECK(1 + 1 == 3);
-    CHECK(false);
-  });
-  CHECK_EQ(outcome.failures, 2);
-  CHECK(has(outcome, "1 + 1 == 3 is false"));
-  CHECK(has(outcome, "test_check.cpp:"));
+TEST_CASE("inner: four checks fail" * doctest::skip()) {
+  CHECK(1 + 1 == 3);
+  CHECK_EQ(std::vector<float>({1, 0.1F}), std::vector<float>({1, 2}));
+  CHECK_EQ(std::optional<int>(), std::optional<int>(4));
+  CHECK_THROWS_WITH_AS(throw std::range_error("far out"), doctest::Contains("near"),
+                       std::range_error);
 }
 
-TEST_CASE("unequal values are both shown") {
-  CHECK(has(run([] { CHECK_EQ(std::vector<int>({1, 2}), std::vector<int>({1, 3})); }),
-            "{1, 2} is not {1, 3}"));
-  CHECK(has(run([] { CHECK_EQ(2U, 3); }), "2 is not 3"));
-  CHECK(has(run([] { CHECK_EQ(true, false); }), "true is not false"));
+TEST_CASE("failed checks are shown with line and values, and the case goes on") {
+  const Ended ended = run_inner("four checks fail");
+  CHECK(has_status(ended, 1));
+  CHECK(ended.has("test_check.cpp:"));
+  CHECK(ended.has("values: CHECK( 2 == 3 )"));
+  CHECK(ended.has("{1, 0.10000000149011612}, {1, 2}"));
+  CHECK(ended.has("CHECK_EQ( nothing, 4 )"));
+  CHECK(ended.has("threw a DIFFERENT exception! (contents: \"far out\")"));
+  CHECK(ended.has("\nFAIL  inner: four checks fail ("));
+  CHECK(ended.has("\n0 passed, 1 failed, 0 skipped\n"));
 }
 
-TEST_CASE("a negative number equals no unsigned one") {
-  CHECK(!check::equal(-1, static_cast<unsigned>(-1)));
-  CHECK(!check::equal(static_cast<unsigned>(-1), -1));
-  CHECK(check::equal(7, 7UL));
-}
-
-TEST_CASE("a missing, a wrong and a badly worded exception are told apart") {
-  CHECK(has(run([] { CHECK_THROWS_AS(static_cast<void>(0), std::exception); }),
-            "nothing was thrown"));
-  CHECK(has(run([] { CHECK_THROWS_AS(throw std::logic_error("why"), std::runtime_error); }),
-            "another type, saying: why"));
-  CHECK(has(run([] { CHECK_THROWS_WITH(throw std::logic_error("why"), std::logic_error, "how"); }),
-            "its text is: why"));
-}
-
-TEST_CASE("REQUIRE and an uncaught exception end the case") {
-  bool reached = false;
-  CHECK_EQ(run([&] {
-             REQUIRE(false);
-             reached = true;
-           }).failures,
-           1);
-  CHECK(!reached);
-  CHECK(has(run([] { throw std::logic_error("unexpected"); }), "unexpected"));
+TEST_CASE("inner: skips" * doctest::skip()) {
+  SKIP("there is no moon");
+  CHECK(false);
 }
 
 TEST_CASE("a case that skips ends there, with its reason, and neither passes nor fails") {
-  bool reached = false;
-  const check::Outcome outcome = run([&] {
-    SKIP("there is no moon");
-    reached = true;
-  });
-  CHECK(!reached);
-  CHECK_EQ(outcome.failures, 0);
-  CHECK_EQ(outcome.skipped, "there is no moon");
-  CHECK(run([] {}).skipped.empty());
+  const Ended ended = run_inner("skips");
+  CHECK(has_status(ended, 0));
+  CHECK(ended.has("skip  inner: skips ("));
+  CHECK(ended.has("\n      there is no moon\n0 passed, 0 failed, 1 skipped\n"));
 }
 
-TEST_CASE("a case that skips after a check that failed, or in another thread, keeps both") {
-  const check::Outcome outcome = run([] {
-    check::in_threads(2, [](int i) {
-      CHECK(i == 0);
-      if (i == 0) SKIP("only one");
-    });
-  });
-  CHECK_EQ(outcome.failures, 1);
-  CHECK_EQ(outcome.skipped, "only one");
+TEST_CASE("inner: fails, then skips" * doctest::skip()) {
+  CHECK(1 > 2);
+  SKIP("there is no moon");
 }
 
-TEST_CASE("failures and exceptions of other threads belong to the case") {
-  const check::Outcome outcome = run([] {
-    check::in_threads(4, [](int i) {
-      CHECK(i != 1);
-      if (i == 2) throw std::logic_error("thread 2");
-      REQUIRE(i != 3);
-    });
-  });
-  CHECK_EQ(outcome.failures, 3);
+TEST_CASE("a case that skips after a check that failed has failed") {
+  const Ended ended = run_inner("fails, then skips");
+  CHECK(has_status(ended, 1));
+  CHECK(ended.has("\n0 passed, 1 failed, 0 skipped\n"));
 }
 
-TEST_CASE("only the first of many failures are kept") {
-  const check::Outcome outcome = run([] {
-    for (int i = 0; i < 1000; ++i) CHECK(false);
+TEST_CASE("inner: REQUIRE fails" * doctest::skip()) {
+  REQUIRE(false);
+  FAIL_CHECK("unreachable");
+}
+
+TEST_CASE("inner: an exception" * doctest::skip()) { throw std::logic_error("unexpected"); }
+
+TEST_CASE("REQUIRE and an uncaught exception end the case") {
+  const Ended required = run_inner("REQUIRE fails");
+  CHECK(required.has("FAIL  inner: REQUIRE fails"));
+  CHECK(!required.has("unreachable"));
+  const Ended threw = run_inner("an exception");
+  CHECK(threw.has("test case THREW exception: unexpected"));
+  CHECK(threw.has("\n0 passed, 1 failed, 0 skipped\n"));
+}
+
+TEST_CASE("inner: threads" * doctest::skip()) {
+  check::in_threads(4, [](int i) {
+    CHECK(i != 1);
+    if (i == 2) throw std::logic_error("in thread two");
+    REQUIRE(i != 3);
   });
-  CHECK_EQ(outcome.failures, 1000);
-  CHECK(outcome.messages.size() < 100);
+  CHECK_EQ(check::failures(), 3);
+  CHECK_EQ(check::failures(), 0);
+}
+
+TEST_CASE("failures and exceptions of other threads belong to the case, and name the thread") {
+  const Ended ended = run_inner("threads");
+  CHECK(ended.has("exception: in thread two"));
+  for (const char* thread : {"thread 1", "thread 2", "thread 3"}) {
+    CHECK_EQ(ended.count(std::string("logged: ") + thread), 1);
+  }
+  CHECK_EQ(ended.count("ERROR"), 4);  // and that there were three before, not none
+  CHECK(ended.has("values: CHECK_EQ( 3, 0 )"));
+  CHECK(ended.has("\n0 passed, 1 failed, 0 skipped\n"));
+}
+
+TEST_CASE("inner: fails a thousand times" * doctest::skip()) {
+  for (int i = 0; i < 500; ++i) {
+    CHECK(i < 0);
+    FAIL_CHECK("no");
+  }
+}
+
+TEST_CASE("only the first of many failures are shown") {
+  const Ended ended = run_inner("fails a thousand times");
+  CHECK(ended.count("ERROR") < 100);
+  CHECK(ended.has("and 980 more\nFAIL  inner: fails a thousand times"));
+}
+
+TEST_CASE("inner: sleeps for ever" * doctest::skip() * doctest::timeout(1)) {
+  std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+TEST_CASE("inner: sleeps too" * doctest::skip()) {
+  std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
 TEST_CASE("a case that exceeds its time limit aborts the program and is named") {
-  int ends[2];
-  REQUIRE(pipe(ends) == 0);
-  const pid_t child = fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
-    dup2(ends[1], STDERR_FILENO);
-    check::run_case(
-        {"sleeps for ever", [] { std::this_thread::sleep_for(std::chrono::hours(1)); }, 1});
-    _exit(0);
+  const std::vector<Ended> runs{run_inner("sleeps for ever"),
+                                run({"--dt-no-skip", "--limit", "1", "inner: sleeps too"})};
+  for (const Ended& ended : runs) {
+    CHECK(WIFSIGNALED(ended.status));
+    CHECK_EQ(WTERMSIG(ended.status), SIGABRT);
+    CHECK(ended.has("TIME LIMIT exceeded by the case: inner: sleeps "));
   }
-  close(ends[1]);
-  std::string text;
-  char part[256];
-  for (ssize_t got = 0; (got = read(ends[0], part, sizeof part)) > 0;) {
-    text.append(part, static_cast<std::size_t>(got));
-  }
-  close(ends[0]);
-  int status = 0;
-  REQUIRE(waitpid(child, &status, 0) == child);
-  CHECK(WIFSIGNALED(status));
-  CHECK_EQ(WTERMSIG(status), SIGABRT);
-  CHECK(text.find("TIME LIMIT exceeded by the case: sleeps for ever") != std::string::npos);
+}
+
+TEST_CASE("cases are found by a part of their names, commas too, and listed") {
+  const Ended listed = run({"--list", "commas too, and"});
+  CHECK(has_status(listed, 0));
+  CHECK_EQ(listed.text, "cases are found by a part of their names, commas too, and listed\n");
+  CHECK(!run({"--list"}).has("inner:"));
+}
+
+TEST_CASE("a name that no case has, and an option that does not exist, are refused") {
+  const Ended none = run({"no such case"});
+  CHECK(has_status(none, 2));
+  CHECK(none.has("no case has \"no such case\" in its name"));
+  const Ended unknown = run({"--lst"});
+  CHECK(has_status(unknown, 2));
+  CHECK(unknown.has("usage: "));
 }

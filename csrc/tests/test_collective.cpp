@@ -284,14 +284,15 @@ TEST_CASE("with grace, too, all ranks agree on every round") {
   check_same(run(world, 30));
 }
 
-TEST_CASE_WITHIN(20, "everybody in ends a long grace at once") {
+TEST_CASE("everybody in ends a long grace at once" * doctest::timeout(20)) {
   World world(backup_workers(4, 2, 3600 * kSecond));
   for (const auto& reports : run(world, 5)) {
     for (const RoundReport& report : reports) CHECK_EQ(report.contributors.size(), 4);
   }
 }
 
-TEST_CASE_WITHIN(40, "a full window holds the others back until the rank that was away loads") {
+TEST_CASE("a full window holds the others back until the rank that was away loads" *
+          doctest::timeout(40)) {
   World world(backup_workers(3, 1), with_window(2));
   std::atomic<int> rounds{0};
   check::in_threads(3, [&](int rank) {
@@ -365,14 +366,18 @@ TEST_CASE("whoever waits is woken when it can go on, and need not look again by 
 
 TEST_CASE("calls in the wrong order are refused and do no harm") {
   World world(backup_workers(2, 0));
-  CHECK_THROWS_WITH(world[0].wait(), InvalidArgument, "round 0: wait() before arrive()");
+  CHECK_THROWS_WITH_AS(world[0].wait(), doctest::Contains("round 0: wait() before arrive()"),
+                       InvalidArgument);
   world.arrive(0);
-  CHECK_THROWS_WITH(world.contribute(0), InvalidArgument, "round 0: wait() must follow arrive()");
-  CHECK_THROWS_WITH(world.skip(0), InvalidArgument, "wait() must follow arrive()");
+  CHECK_THROWS_WITH_AS(world.contribute(0),
+                       doctest::Contains("round 0: wait() must follow arrive()"), InvalidArgument);
+  CHECK_THROWS_WITH_AS(world.skip(0), doctest::Contains("wait() must follow arrive()"),
+                       InvalidArgument);
   world[0].release();  // nothing to release yet
   world.arrive(1);
   world.finish(0);
-  CHECK_THROWS_WITH(world[0].wait(), InvalidArgument, "wait() before arrive()");
+  CHECK_THROWS_WITH_AS(world[0].wait(), doctest::Contains("wait() before arrive()"),
+                       InvalidArgument);
   world[0].release();
   world[0].release();  // once is enough, twice is the same
   CHECK_EQ(world[0].number(), 1);
@@ -384,27 +389,33 @@ TEST_CASE("a weight that cannot be is refused before anything is contributed") {
   World world(backup_workers(2, 0));
   world.fill(0);
   for (const double weight : {-2.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
-    CHECK_THROWS_WITH(world.contribute(0, weight), InvalidArgument,
-                      "must be 0 (to abstain) or between 1e-30 and 1e+30");
+    CHECK_THROWS_WITH_AS(world.contribute(0, weight),
+                         doctest::Contains("must be 0 (to abstain) or between 1e-30 and 1e+30"),
+                         InvalidArgument);
   }
   world.round({0, 1});
 }
 
 TEST_CASE("a collective that cannot be is refused with its numbers") {
   const std::vector<Flat> flats{{DType::float32, 10}};
-  CHECK_THROWS_WITH(Collective::spec(full_sync(2), 0, flats, 64), InvalidArgument,
-                    "window=0 is not between 1 and 4096");
-  CHECK_THROWS_WITH(Collective::spec(full_sync(5000), 1, flats, 64), InvalidArgument, "4096");
-  CHECK_THROWS_WITH(Collective::spec(full_sync(2), 1, flats, 0), InvalidArgument,
-                    "chunk_bytes=0 is less than an element");
+  CHECK_THROWS_WITH_AS(Collective::spec(full_sync(2), 0, flats, 64),
+                       doctest::Contains("window=0 is not between 1 and 4096"), InvalidArgument);
+  CHECK_THROWS_WITH_AS(Collective::spec(full_sync(5000), 1, flats, 64), doctest::Contains("4096"),
+                       InvalidArgument);
+  CHECK_THROWS_WITH_AS(Collective::spec(full_sync(2), 1, flats, 0),
+                       doctest::Contains("chunk_bytes=0 is less than an element"), InvalidArgument);
   CHECK_THROWS_AS(Collective::spec(full_sync(2), 1, flats, 7), InvalidArgument);
   const World world(full_sync(2));
   Options options = calm();
   options.policy = full_sync(2);
-  CHECK_THROWS_WITH(Collective(world.arena(), 2, options), InvalidArgument, "rank 2");
-  CHECK_THROWS_WITH(Collective(world.arena(), -1, options), InvalidArgument, "rank -1");
+  CHECK_THROWS_WITH_AS(Collective(world.arena(), 2, options), doctest::Contains("rank 2"),
+                       InvalidArgument);
+  CHECK_THROWS_WITH_AS(Collective(world.arena(), -1, options), doctest::Contains("rank -1"),
+                       InvalidArgument);
   options.policy = full_sync(3);
-  CHECK_THROWS_WITH(Collective(world.arena(), 0, options), InvalidArgument, "for 2 ranks");
+  CHECK_THROWS_WITH_AS(Collective(world.arena(), 0, options), doctest::Contains("for 2 ranks"),
+                       InvalidArgument);
   options.policy = async(2);
-  CHECK_THROWS_WITH(Collective(world.arena(), 0, options), InvalidArgument, "lockstep");
+  CHECK_THROWS_WITH_AS(Collective(world.arena(), 0, options), doctest::Contains("lockstep"),
+                       InvalidArgument);
 }

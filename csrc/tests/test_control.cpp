@@ -171,10 +171,10 @@ TEST_CASE("a wrong token, a node outside of the world and a node twice are refus
   wrong[31] ^= std::byte{1};
   ControlHub hub(token, 2);
   const auto link = join(hub, token, 1);
-  CHECK_THROWS_WITH(join(hub, wrong, 0), PeerFailed, "refused node 0");
-  CHECK_THROWS_WITH(join(hub, token, 2), PeerFailed, "refused node 2");
-  CHECK_THROWS_WITH(join(hub, token, -1), PeerFailed, "refused node -1");
-  CHECK_THROWS_WITH(join(hub, token, 1), PeerFailed, "refused node 1");
+  CHECK_THROWS_WITH_AS(join(hub, wrong, 0), doctest::Contains("refused node 0"), PeerFailed);
+  CHECK_THROWS_WITH_AS(join(hub, token, 2), doctest::Contains("refused node 2"), PeerFailed);
+  CHECK_THROWS_WITH_AS(join(hub, token, -1), doctest::Contains("refused node -1"), PeerFailed);
+  CHECK_THROWS_WITH_AS(join(hub, token, 1), doctest::Contains("refused node 1"), PeerFailed);
   hub.send(1, frame(0, "still here"));
   std::vector<Event> got;
   while (got.empty()) got = link->poll(kSecond);
@@ -245,16 +245,19 @@ TEST_CASE("each end learns that the other is gone") {
   second->send(0, frame(0, "into the void"));
   CHECK(!second->has_unsent());
   CHECK(second->poll(0).empty());  // told once
-  CHECK_THROWS_WITH(ControlLink("localhost", port, token, 2, kSecond), PeerFailed,
-                    "cannot reach the coordinator at localhost:" + std::to_string(port));
-  CHECK_THROWS_WITH(ControlLink("no.such.host.invalid", port, token, 2, kSecond), PeerFailed,
-                    "cannot find the coordinator at no.such.host.invalid");
+  const std::string unreachable =
+      "cannot reach the coordinator at localhost:" + std::to_string(port);
+  CHECK_THROWS_WITH_AS(ControlLink("localhost", port, token, 2, kSecond),
+                       doctest::Contains(unreachable.c_str()), PeerFailed);
+  CHECK_THROWS_WITH_AS(ControlLink("no.such.host.invalid", port, token, 2, kSecond),
+                       doctest::Contains("cannot find the coordinator at no.such.host.invalid"),
+                       PeerFailed);
 }
 
 TEST_CASE("a frame that is too long is refused before it is sent") {
   const Token token = make_token();
   ControlHub hub(token, 2);
   const auto link = join(hub, token, 1);
-  CHECK_THROWS_WITH(link->send(0, frame(0, std::string((1 << 24) + 1, 'x'))), InvalidArgument,
-                    "16777217 bytes");
+  CHECK_THROWS_WITH_AS(link->send(0, frame(0, std::string((1 << 24) + 1, 'x'))),
+                       doctest::Contains("16777217 bytes"), InvalidArgument);
 }

@@ -93,8 +93,8 @@ TEST_CASE("a report for a round that is sealed changes nothing, one for the futu
   CHECK(coordinator.take(report(0, {0, 1}), 1));
   CHECK(!coordinator.take(report(0, {2}), 2));
   CHECK_EQ(coordinator.missing(), std::vector<int>({0, 1, 2}));
-  CHECK_THROWS_WITH(coordinator.take(report(2, {0}), 3), InvalidArgument,
-                    "round 2, but the open round is 1");
+  CHECK_THROWS_WITH_AS(coordinator.take(report(2, {0}), 3),
+                       doctest::Contains("round 2, but the open round is 1"), InvalidArgument);
   CHECK(!coordinator.take(report(1, {2}), 4));
   CHECK(!coordinator.take(report(1, {2}), 5));  // told twice
   CHECK_EQ(coordinator.missing(), std::vector<int>({0, 1}));
@@ -124,26 +124,34 @@ TEST_CASE("a grace that ended before a report came closes the round without it")
 }
 
 TEST_CASE("a coordinator refuses policies that do not run in lockstep") {
-  CHECK_THROWS_WITH(Coordinator(async(3)), InvalidArgument, "lockstep");
-  CHECK_THROWS_WITH(Coordinator(softsync(3, 2)), InvalidArgument, "lockstep");
+  CHECK_THROWS_WITH_AS(Coordinator(async(3)), doctest::Contains("lockstep"), InvalidArgument);
+  CHECK_THROWS_WITH_AS(Coordinator(softsync(3, 2)), doctest::Contains("lockstep"), InvalidArgument);
 }
 
 TEST_CASE("messages that no node could have sent are refused") {
   const auto decode = [](const std::vector<std::byte>& bytes, int world) {
     return decode_report(bytes.data(), bytes.size(), world);
   };
-  CHECK_THROWS_WITH(decode(encode(report(0, {3})), 3), InvalidMessage, "rank 3 in a world of 3");
-  CHECK_THROWS_WITH(decode(encode(report(0, {-1})), 3), InvalidMessage, "rank -1");
-  CHECK_THROWS_WITH(decode(encode(NodeReport{0, {{0, -1, 0}}}), 3), InvalidMessage, "weight");
-  CHECK_THROWS_WITH(decode(encode(NodeReport{0, {{0, 1, -5}}}), 3), InvalidMessage, "to come");
+  CHECK_THROWS_WITH_AS(decode(encode(report(0, {3})), 3),
+                       doctest::Contains("rank 3 in a world of 3"), InvalidMessage);
+  CHECK_THROWS_WITH_AS(decode(encode(report(0, {-1})), 3), doctest::Contains("rank -1"),
+                       InvalidMessage);
+  CHECK_THROWS_WITH_AS(decode(encode(NodeReport{0, {{0, -1, 0}}}), 3), doctest::Contains("weight"),
+                       InvalidMessage);
+  CHECK_THROWS_WITH_AS(decode(encode(NodeReport{0, {{0, 1, -5}}}), 3), doctest::Contains("to come"),
+                       InvalidMessage);
   const std::vector<std::byte> seal = encode(Seal{0, 2, 0, {0, 2}, {0, 0}}, 3);
-  CHECK_THROWS_WITH(decode_seal(seal.data(), seal.size(), 2), InvalidMessage, "contributor 2");
-  CHECK_THROWS_WITH(decode_seal(seal.data(), seal.size() - 1, 3), InvalidMessage, "too early");
+  CHECK_THROWS_WITH_AS(decode_seal(seal.data(), seal.size(), 2), doctest::Contains("contributor 2"),
+                       InvalidMessage);
+  CHECK_THROWS_WITH_AS(decode_seal(seal.data(), seal.size() - 1, 3), doctest::Contains("too early"),
+                       InvalidMessage);
   std::vector<std::byte> longer = seal;
   longer.resize(longer.size() + 4);
-  CHECK_THROWS_WITH(decode_seal(longer.data(), longer.size(), 3), InvalidMessage, "4 bytes too");
+  CHECK_THROWS_WITH_AS(decode_seal(longer.data(), longer.size(), 3),
+                       doctest::Contains("4 bytes too"), InvalidMessage);
   const std::vector<std::byte> empty = encode(Seal{0, 2, 0, {}, {}}, 3);
-  CHECK_THROWS_WITH(decode_seal(empty.data(), empty.size(), 3), InvalidMessage, "contributors");
+  CHECK_THROWS_WITH_AS(decode_seal(empty.data(), empty.size(), 3),
+                       doctest::Contains("contributors"), InvalidMessage);
 }
 
 TEST_CASE("rubbish is decoded to something possible, or refused") {

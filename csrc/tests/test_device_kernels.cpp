@@ -151,7 +151,7 @@ struct Problem {
 };
 
 void expect(bool same, const Pair& pair, const std::string& what) {
-  if (!same) check::fail(__FILE__, __LINE__, what + ", " + name(pair) + ": other bits");
+  if (!same) FAIL_CHECK(what, ", ", name(pair), ": other bits");
 }
 
 }  // namespace
@@ -343,7 +343,7 @@ DEVICE_CASE("half types are rounded as half.hpp does: every number of 16 bits, a
     for (std::size_t i = 0; i < 65536; ++i) {
       const double value = load(half, widen.tensors.host.data(), i);
       const double got = load(DType::float32, widen.flat.host.data(), i);
-      CHECK((std::isnan(value) && std::isnan(got)) || value == got);
+      CHECK(((std::isnan(value) && std::isnan(got)) || value == got));
     }
 
     Layout singles;
@@ -364,7 +364,7 @@ DEVICE_CASE("half types are rounded as half.hpp does: every number of 16 bits, a
       std::uint16_t bits = 0;
       std::memcpy(&bits, narrow.flat.host.data() + 2 * i, 2);
       const HalfFormat format = half == DType::float16 ? kFloat16 : kBFloat16;
-      CHECK((std::isnan(value) && std::isnan(got)) || bits == bits_of(format, value));
+      CHECK(((std::isnan(value) && std::isnan(got)) || bits == bits_of(format, value)));
     }
   }
 }

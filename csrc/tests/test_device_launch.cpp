@@ -156,18 +156,23 @@ TEST_CASE("a run is split where what is written is aligned, and never outside th
     for (std::uint32_t count = 0; count < 40; ++count) {
       const kernels::Split split = kernels::split_for<4>(data + shift, count);
       CHECK_EQ(split.head + 4 * split.packets + split.tail, count);
-      CHECK(split.head < 4 && split.tail < 4);
-      CHECK(split.packets == 0 || (shift + split.head) % 4 == 0);
+      CHECK((split.head < 4 && split.tail < 4));
+      CHECK((split.packets == 0 || (shift + split.head) % 4 == 0));
     }
   }
 }
 
 TEST_CASE("slices that overlap, go back or end past memory are refused with their numbers") {
-  CHECK_THROWS_WITH(tiles_of({{0, 10}, {9, 4}}), InvalidArgument,
-                    "tensor 1 begins at element 9 of the flat buffer, before element 10");
-  CHECK_THROWS_WITH(tiles_of({{100, 10}, {0, 4}}), InvalidArgument, "tensor 1 begins at element 0");
-  CHECK_THROWS_WITH(tiles_of({{1, SIZE_MAX}}), InvalidArgument, "past what memory can be");
-  CHECK_THROWS_WITH(tiles_of({{SIZE_MAX - 5, 1}}), InvalidArgument, "tensor 0 would end at");
+  CHECK_THROWS_WITH_AS(
+      tiles_of({{0, 10}, {9, 4}}),
+      doctest::Contains("tensor 1 begins at element 9 of the flat buffer, before element 10"),
+      InvalidArgument);
+  CHECK_THROWS_WITH_AS(tiles_of({{100, 10}, {0, 4}}),
+                       doctest::Contains("tensor 1 begins at element 0"), InvalidArgument);
+  CHECK_THROWS_WITH_AS(tiles_of({{1, SIZE_MAX}}), doctest::Contains("past what memory can be"),
+                       InvalidArgument);
+  CHECK_THROWS_WITH_AS(tiles_of({{SIZE_MAX - 5, 1}}), doctest::Contains("tensor 0 would end at"),
+                       InvalidArgument);
 }
 
 TEST_CASE("addresses that are no multiple of an element's size are refused before a launch") {
@@ -175,14 +180,17 @@ TEST_CASE("addresses that are no multiple of an element's size are refused befor
   const PackPlan plan(DType::float32, DType::float16, kOne, kHost);
   const void* from[] = {data + 2};
   void* to[] = {data + 2};
-  CHECK_THROWS_WITH(plan.pack(from, 1, data, nullptr, nullptr), InvalidArgument,
-                    "no multiple of 4, the size of a float32");
-  CHECK_THROWS_WITH(plan.unpack(data, to, nullptr), InvalidArgument, "tensor 0 is at address");
+  CHECK_THROWS_WITH_AS(plan.pack(from, 1, data, nullptr, nullptr),
+                       doctest::Contains("no multiple of 4, the size of a float32"),
+                       InvalidArgument);
+  CHECK_THROWS_WITH_AS(plan.unpack(data, to, nullptr), doctest::Contains("tensor 0 is at address"),
+                       InvalidArgument);
   from[0] = data;
-  CHECK_THROWS_WITH(plan.pack(from, 1, data + 33, nullptr, nullptr), InvalidArgument,
-                    "the flat buffer is at address");
-  CHECK_THROWS_WITH(plan.pack(from, 1, nullptr, nullptr, nullptr), InvalidArgument,
-                    "the flat buffer is a null pointer, but has 8 elements");
+  CHECK_THROWS_WITH_AS(plan.pack(from, 1, data + 33, nullptr, nullptr),
+                       doctest::Contains("the flat buffer is at address"), InvalidArgument);
+  CHECK_THROWS_WITH_AS(plan.pack(from, 1, nullptr, nullptr, nullptr),
+                       doctest::Contains("the flat buffer is a null pointer, but has 8 elements"),
+                       InvalidArgument);
 }
 
 TEST_CASE("sums of no operands, of too many, and of null pointers are refused") {
@@ -191,14 +199,18 @@ TEST_CASE("sums of no operands, of too many, and of null pointers are refused") 
   const auto mean = [&](const Operand* operands, std::size_t n, std::byte* out) {
     weighted_mean(DType::float32, operands, n, 8, 1, out, kHost, nullptr);
   };
-  CHECK_THROWS_WITH(mean(many.data(), 0, data), InvalidArgument,
-                    "1 to 128 operands at a time, not 0");
-  CHECK_THROWS_WITH(mean(many.data(), many.size(), data), InvalidArgument, "not 129");
-  CHECK_THROWS_WITH(mean(many.data(), 1, nullptr), InvalidArgument, "the result is a null pointer");
+  CHECK_THROWS_WITH_AS(mean(many.data(), 0, data),
+                       doctest::Contains("1 to 128 operands at a time, not 0"), InvalidArgument);
+  CHECK_THROWS_WITH_AS(mean(many.data(), many.size(), data), doctest::Contains("not 129"),
+                       InvalidArgument);
+  CHECK_THROWS_WITH_AS(mean(many.data(), 1, nullptr),
+                       doctest::Contains("the result is a null pointer"), InvalidArgument);
   const Operand broken[] = {{data, 1}, {nullptr, 1}};
-  CHECK_THROWS_WITH(mean(broken, 2, data), InvalidArgument, "operand 1 is a null pointer");
+  CHECK_THROWS_WITH_AS(mean(broken, 2, data), doctest::Contains("operand 1 is a null pointer"),
+                       InvalidArgument);
   const Operand shifted[] = {{data + 1, 1}};
-  CHECK_THROWS_WITH(mean(shifted, 1, data), InvalidArgument, "operand 0 is at address");
+  CHECK_THROWS_WITH_AS(mean(shifted, 1, data), doctest::Contains("operand 0 is at address"),
+                       InvalidArgument);
 }
 
 TEST_CASE("where there is no CUDA device, its use is refused with the reason") {
@@ -207,8 +219,9 @@ TEST_CASE("where there is no CUDA device, its use is refused with the reason") {
   alignas(16) std::byte data[64] = {};
   const Operand operand{data, 1};
   const char* reason = status.built ? "CUDA device 0 failed: " : "built without CUDA";
-  CHECK_THROWS_WITH(PackPlan(DType::float32, DType::float32, kOne, 0), DeviceError, reason);
-  CHECK_THROWS_WITH(Buffer(0, 8), DeviceError, reason);
-  CHECK_THROWS_WITH(weighted_mean(DType::float32, &operand, 1, 8, 1, data, 0, nullptr), DeviceError,
-                    reason);
+  CHECK_THROWS_WITH_AS(PackPlan(DType::float32, DType::float32, kOne, 0), doctest::Contains(reason),
+                       DeviceError);
+  CHECK_THROWS_WITH_AS(Buffer(0, 8), doctest::Contains(reason), DeviceError);
+  CHECK_THROWS_WITH_AS(weighted_mean(DType::float32, &operand, 1, 8, 1, data, 0, nullptr),
+                       doctest::Contains(reason), DeviceError);
 }

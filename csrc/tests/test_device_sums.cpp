@@ -56,9 +56,7 @@ struct Slots {
     compute(operands(false), got.data() + at);
     got.fetch();
     if (same_bytes(expected, got.host)) return;
-    check::fail(__FILE__, __LINE__,
-                std::string(what) + " of " + std::to_string(slots.size()) + " times " +
-                    std::to_string(count) + " " + std::string(name_of(dtype)) + ": other bits");
+    FAIL_CHECK(what, " of ", slots.size(), " times ", count, " ", name_of(dtype), ": other bits");
   }
 
   void check_mean(double total) const {

@@ -40,10 +40,8 @@ bool is_sure(const Divisor<Wide>& divisor, Wide x) {
   bool sure = true;
   const Wide quick = divisor.quick(x, sure);
   if (sure && bits_of(quick) != bits_of(x / divisor.total)) {
-    check::fail(__FILE__, __LINE__,
-                std::to_string(bits_of(x)) + " / " + std::to_string(divisor.total) + " is " +
-                    std::to_string(bits_of(x / divisor.total)) + ", not " +
-                    std::to_string(bits_of(quick)) + " (bits)");
+    FAIL_CHECK(bits_of(x), " / ", divisor.total, " is ", bits_of(x / divisor.total), ", not ",
+               bits_of(quick), " (bits)");
   }
   return sure;
 }
@@ -80,7 +78,7 @@ TEST_CASE("every float of a binade, divided by a number, has the bits of that di
   for (const float total : {3.0F, 5.0F, 7.0F, 127.0F, 8.0F, 0.1F, 1e6F / 3, almost_two}) {
     const auto divisor = Divisor<float>::of(total);
     for (std::uint32_t bits = bits_of(1.0F); bits < bits_of(2.0F); ++bits) {
-      if (!is_sure(divisor, from_bits<float>(bits))) check::fail(__FILE__, __LINE__, "not sure");
+      if (!is_sure(divisor, from_bits<float>(bits))) FAIL_CHECK("not sure");
     }
   }
 }

@@ -43,9 +43,11 @@ TEST_CASE("a time-out tells what is there, who is missing, and the way out") {
   FastTime time;
   World world(full_sync(4), time.setup());
   for (const int rank : {0, 1, 3}) world.arrive(rank);
-  CHECK_THROWS_WITH(world[0].wait(), RoundTimeout,
-                    "round 0, rank 0: 3 of 4 contributions after 60.0 s; missing rank 2; raise "
-                    "timeout= or backup_workers=");
+  CHECK_THROWS_WITH_AS(
+      world[0].wait(),
+      doctest::Contains("round 0, rank 0: 3 of 4 contributions after 60.0 s; missing rank 2; raise "
+                        "timeout= or backup_workers="),
+      RoundTimeout);
 }
 
 TEST_CASE("a time-out with backup workers counts up to the quorum and names all missing ranks") {
@@ -53,8 +55,11 @@ TEST_CASE("a time-out with backup workers counts up to the quorum and names all 
   World world(backup_workers(5, 2), time.setup());
   for (int i = 0; i < 2; ++i) world.round({4, 2, 0});
   for (const int rank : {4, 0}) world.arrive(rank);
-  CHECK_THROWS_WITH(world[4].wait(), RoundTimeout, "round 2, rank 4: 2 of 3 contributions after");
-  CHECK_THROWS_WITH(world[0].wait(), RoundTimeout, "missing ranks 1, 2, 3; raise");
+  CHECK_THROWS_WITH_AS(world[4].wait(),
+                       doctest::Contains("round 2, rank 4: 2 of 3 contributions after"),
+                       RoundTimeout);
+  CHECK_THROWS_WITH_AS(world[0].wait(), doctest::Contains("missing ranks 1, 2, 3; raise"),
+                       RoundTimeout);
 }
 
 TEST_CASE("a rank that waits for a round nobody has entered times out, too") {
@@ -64,7 +69,8 @@ TEST_CASE("a rank that waits for a round nobody has entered times out, too") {
   world.skip(2);
   world.finish(2);
   world.skip(2);
-  CHECK_THROWS_WITH(world[2].wait(), RoundTimeout, "0 of 2 contributions after");
+  CHECK_THROWS_WITH_AS(world[2].wait(), doctest::Contains("0 of 2 contributions after"),
+                       RoundTimeout);
 }
 
 TEST_CASE("a record that was used before is not taken for the round that is waited for") {
@@ -74,8 +80,11 @@ TEST_CASE("a record that was used before is not taken for the round that is wait
   World world(backup_workers(3, 1), setup);
   for (int i = 0; i < 2; ++i) world.round({0, 1, 2});
   world.skip(2);
-  CHECK_THROWS_WITH(world[2].wait(), RoundTimeout,
-                    "round 2, rank 2: 0 of 2 contributions after 60.0 s; missing ranks 0, 1, 2");
+  CHECK_THROWS_WITH_AS(
+      world[2].wait(),
+      doctest::Contains(
+          "round 2, rank 2: 0 of 2 contributions after 60.0 s; missing ranks 0, 1, 2"),
+      RoundTimeout);
 }
 
 TEST_CASE("after a time-out every rank gets its text, whatever it does next") {
@@ -84,14 +93,14 @@ TEST_CASE("after a time-out every rank gets its text, whatever it does next") {
   for (const int rank : {0, 1, 3}) world.arrive(rank);
   CHECK_THROWS_AS(world[1].wait(), RoundTimeout);
   const char* text = "rank 1 failed: round 0, rank 1: 3 of 4 contributions";
-  CHECK_THROWS_WITH(world[0].wait(), RoundTimeout, text);
-  CHECK_THROWS_WITH(world.contribute(2), RoundTimeout, text);
-  CHECK_THROWS_WITH(world[3].wait(), RoundTimeout, text);
-  CHECK_THROWS_WITH(world[1].wait(), RoundTimeout, "round 0, rank 1: 3 of 4");
-  CHECK_THROWS_WITH(world.skip(2), RoundTimeout, text);
+  CHECK_THROWS_WITH_AS(world[0].wait(), doctest::Contains(text), RoundTimeout);
+  CHECK_THROWS_WITH_AS(world.contribute(2), doctest::Contains(text), RoundTimeout);
+  CHECK_THROWS_WITH_AS(world[3].wait(), doctest::Contains(text), RoundTimeout);
+  CHECK_THROWS_WITH_AS(world[1].wait(), doctest::Contains("round 0, rank 1: 3 of 4"), RoundTimeout);
+  CHECK_THROWS_WITH_AS(world.skip(2), doctest::Contains(text), RoundTimeout);
 }
 
-TEST_CASE_WITHIN(20, "a rank that times out wakes all who wait, at once") {
+TEST_CASE("a rank that times out wakes all who wait, at once" * doctest::timeout(20)) {
   Setup setup;
   setup.adjust = [](int rank, Options& options) {
     if (rank == 0) options.timeout = 50 * kMillisecond;
@@ -99,7 +108,8 @@ TEST_CASE_WITHIN(20, "a rank that times out wakes all who wait, at once") {
   World world(full_sync(4), setup);
   check::in_threads(3, [&](int rank) {
     world.arrive(rank);
-    CHECK_THROWS_WITH(world[rank].wait(), RoundTimeout, "3 of 4 contributions after 0.0 s");
+    CHECK_THROWS_WITH_AS(world[rank].wait(), doctest::Contains("3 of 4 contributions after 0.0 s"),
+                         RoundTimeout);
   });
 }
 
@@ -113,10 +123,11 @@ TEST_CASE("with a rank away the others go exactly a window further, and then nam
     for (const int rank : {1, 2}) world[rank].release();  // until then round 0 counts as unloaded
     for (int i = 0; i <= window; ++i) world.round({0, 3});
     CHECK_EQ(world[0].number(), window + 2);
-    CHECK_THROWS_WITH(world.arrive(0), RoundTimeout,
-                      "round " + std::to_string(window + 2) + ", rank 0: the window of " +
-                          std::to_string(window) + " results is full after 60.0 s; ranks 1, 2 " +
-                          "have yet to load round 1; use attempt(), or raise window= or timeout=");
+    const std::string text =
+        "round " + std::to_string(window + 2) + ", rank 0: the window of " +
+        std::to_string(window) + " results is full after 60.0 s; ranks 1, 2 " +
+        "have yet to load round 1; use attempt(), or raise window= or timeout=";
+    CHECK_THROWS_WITH_AS(world.arrive(0), doctest::Contains(text.c_str()), RoundTimeout);
     CHECK_THROWS_AS(world.arrive(3), RoundTimeout);
   }
 }
@@ -147,12 +158,15 @@ TEST_CASE("a rank that died is named to all, once the patrol has found it") {
   World world(full_sync(4), setup);
   world.arrive(0);
   world.arrive(1);
-  CHECK_THROWS_WITH(world[1].wait(), PeerFailed,
-                    "rank 1: ranks 2, 3 have died; start again from the last checkpoint");
-  CHECK_THROWS_WITH(world[0].wait(), PeerFailed, "rank 1 failed: round 0, rank 1: ranks 2, 3");
+  CHECK_THROWS_WITH_AS(
+      world[1].wait(),
+      doctest::Contains("rank 1: ranks 2, 3 have died; start again from the last checkpoint"),
+      PeerFailed);
+  CHECK_THROWS_WITH_AS(world[0].wait(),
+                       doctest::Contains("rank 1 failed: round 0, rank 1: ranks 2, 3"), PeerFailed);
 }
 
-TEST_CASE_WITHIN(20, "a rank that dies while the others wait ends their waits") {
+TEST_CASE("a rank that dies while the others wait ends their waits" * doctest::timeout(20)) {
   std::atomic<bool> alive{true};
   Setup setup;
   setup.options.patrol = [&alive] { return alive ? std::vector<int>{} : std::vector<int>{2}; };
@@ -164,7 +178,7 @@ TEST_CASE_WITHIN(20, "a rank that dies while the others wait ends their waits") 
       return;
     }
     world.arrive(rank);
-    CHECK_THROWS_WITH(world[rank].wait(), PeerFailed, "rank 2 has died");
+    CHECK_THROWS_WITH_AS(world[rank].wait(), doctest::Contains("rank 2 has died"), PeerFailed);
   });
 }
 
@@ -176,7 +190,7 @@ TEST_CASE("an interrupt ends this rank's wait with what it throws, and no other 
   };
   World world(full_sync(2), setup);
   world.arrive(0);
-  CHECK_THROWS_WITH(world[0].wait(), std::runtime_error, "Ctrl-C");
+  CHECK_THROWS_WITH_AS(world[0].wait(), doctest::Contains("Ctrl-C"), std::runtime_error);
   CHECK(!world.arena().failure());
   world.arrive(1);
   world.finish(1);
@@ -186,9 +200,11 @@ TEST_CASE("fail() ends every rank's waits with its text") {
   World world(full_sync(3));
   world.arrive(0);
   world[2].fail("ValueError: no such batch");
-  CHECK_THROWS_WITH(world[0].wait(), PeerFailed, "rank 2 failed: ValueError: no such batch");
-  CHECK_THROWS_WITH(world.contribute(1), PeerFailed, "rank 2 failed: ValueError: no such batch");
-  CHECK_THROWS_WITH(world.contribute(2), PeerFailed, "ValueError");
+  CHECK_THROWS_WITH_AS(world[0].wait(),
+                       doctest::Contains("rank 2 failed: ValueError: no such batch"), PeerFailed);
+  CHECK_THROWS_WITH_AS(world.contribute(1),
+                       doctest::Contains("rank 2 failed: ValueError: no such batch"), PeerFailed);
+  CHECK_THROWS_WITH_AS(world.contribute(2), doctest::Contains("ValueError"), PeerFailed);
 }
 
 TEST_CASE("a result that is there can be loaded even after a failure") {
@@ -211,13 +227,15 @@ TEST_CASE("when a rank leaves, the others fail if they need it") {
   world[1].leave();
   world.arrive(0);
   world.arrive(2);
-  CHECK_THROWS_WITH(world[0].wait(), PeerFailed,
-                    "round 2, rank 0: ranks 1, 3 have left, so 3 contributions cannot come "
-                    "together; every rank must make the same number of steps");
-  CHECK_THROWS_WITH(world[2].wait(), PeerFailed, "rank 0 failed: ");
+  CHECK_THROWS_WITH_AS(
+      world[0].wait(),
+      doctest::Contains("round 2, rank 0: ranks 1, 3 have left, so 3 contributions cannot come "
+                        "together; every rank must make the same number of steps"),
+      PeerFailed);
+  CHECK_THROWS_WITH_AS(world[2].wait(), doctest::Contains("rank 0 failed: "), PeerFailed);
 }
 
-TEST_CASE_WITHIN(20, "a rank that leaves wakes the others who wait for it in vain") {
+TEST_CASE("a rank that leaves wakes the others who wait for it in vain" * doctest::timeout(20)) {
   World world(full_sync(3));
   check::in_threads(3, [&](int rank) {
     if (rank == 2) {
@@ -226,7 +244,7 @@ TEST_CASE_WITHIN(20, "a rank that leaves wakes the others who wait for it in vai
       return;
     }
     world.arrive(rank);
-    CHECK_THROWS_WITH(world[rank].wait(), PeerFailed, "rank 2 has left");
+    CHECK_THROWS_WITH_AS(world[rank].wait(), doctest::Contains("rank 2 has left"), PeerFailed);
   });
 }
 
@@ -267,8 +285,8 @@ TEST_CASE("a rank that has left takes no further part") {
   World world(full_sync(2));
   world.round({0, 1});
   world[1].leave();
-  CHECK_THROWS_WITH(world.contribute(1), InvalidArgument, "left");
-  CHECK_THROWS_WITH(world.skip(1), InvalidArgument, "left");
+  CHECK_THROWS_WITH_AS(world.contribute(1), doctest::Contains("left"), InvalidArgument);
+  CHECK_THROWS_WITH_AS(world.skip(1), doctest::Contains("left"), InvalidArgument);
   world[1].leave();  // twice is the same as once
   world[1].release();
   CHECK_EQ(world.arena().member(1).released.load(), kUnbounded);  // and nobody waits for it

@@ -20,7 +20,8 @@ TEST_CASE("the input of an all-reduce that was interrupted is not read after the
   };
   World world(full_sync(2), setup);
   std::vector<std::byte> one = world.contribution(1, 0);
-  CHECK_THROWS_WITH(world[1].allreduce(one.data(), one.data()), std::runtime_error, "Ctrl-C");
+  CHECK_THROWS_WITH_AS(world[1].allreduce(one.data(), one.data()), doctest::Contains("Ctrl-C"),
+                       std::runtime_error);
   std::memset(one.data(), 0xFF, one.size());  // the caller's memory is its own again
   std::vector<std::byte> zero = world.contribution(0, 0);
   try {
@@ -39,8 +40,11 @@ TEST_CASE("a rank that found another dead amid the round tells the others so") {
   std::vector<std::byte> data = world.contribution(0, 0);
   world.arrive(2);
   bury(world.arena(), 2, data.data());
-  CHECK_THROWS_WITH(world[0].allreduce(data.data(), data.data()), PeerFailed,
-                    "round 0, rank 0: rank 2 has died amid the round");
-  CHECK_THROWS_WITH(world.contribute(1), PeerFailed,
-                    "rank 0 failed: round 0, rank 0: rank 2 has died amid the round");
+  CHECK_THROWS_WITH_AS(world[0].allreduce(data.data(), data.data()),
+                       doctest::Contains("round 0, rank 0: rank 2 has died amid the round"),
+                       PeerFailed);
+  CHECK_THROWS_WITH_AS(
+      world.contribute(1),
+      doctest::Contains("rank 0 failed: round 0, rank 0: rank 2 has died amid the round"),
+      PeerFailed);
 }

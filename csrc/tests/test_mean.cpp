@@ -49,9 +49,8 @@ struct Problem {
 
   void check(const std::vector<std::byte>& mean, const std::byte* got, const char* what) const {
     if (bytes == 0 || std::memcmp(mean.data(), got, bytes) == 0) return;
-    check::fail(__FILE__, __LINE__,
-                std::string(what) + ": the mean of " + std::to_string(data.size()) + " times " +
-                    std::to_string(count) + " " + std::string(name_of(dtype)) + " is wrong");
+    FAIL_CHECK(what, ": the mean of ", data.size(), " times ", count, " ", name_of(dtype),
+               " is wrong");
   }
 
   static constexpr std::size_t kGuard = 64;

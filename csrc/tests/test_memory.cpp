@@ -78,7 +78,7 @@ std::vector<ArenaSpec> specs() {
 
 }  // namespace
 
-TEST_CASE_WITHIN(20, "a ring between ticket and sleep ends the sleep at once") {
+TEST_CASE("a ring between ticket and sleep ends the sleep at once" * doctest::timeout(20)) {
   Bell bell{};
   for (int i = 0; i < 100; ++i) {
     const std::uint32_t ticket = bell.ticket();
@@ -87,14 +87,14 @@ TEST_CASE_WITHIN(20, "a ring between ticket and sleep ends the sleep at once") {
   }
 }
 
-TEST_CASE_WITHIN(20, "a sleeper sleeps as long as it was told when nobody rings") {
+TEST_CASE("a sleeper sleeps as long as it was told when nobody rings" * doctest::timeout(20)) {
   Bell bell{};
   const Nanoseconds start = monotonic_clock().now();
   bell.sleep(bell.ticket(), 20 * kMillisecond);
   CHECK(monotonic_clock().now() - start >= 19 * kMillisecond);
 }
 
-TEST_CASE_WITHIN(20, "no ring is lost: two threads hand a ball to and fro asleep") {
+TEST_CASE("no ring is lost: two threads hand a ball to and fro asleep" * doctest::timeout(20)) {
   Bell bells[2]{};
   std::atomic<int> ball{0};
   check::in_threads(2, [&](int me) {
@@ -111,7 +111,8 @@ TEST_CASE_WITHIN(20, "no ring is lost: two threads hand a ball to and fro asleep
   CHECK_EQ(ball.load(), 50'000);
 }
 
-TEST_CASE_WITHIN(20, "no ring is lost, however close it comes to somebody's going to sleep") {
+TEST_CASE("no ring is lost, however close it comes to somebody's going to sleep" *
+          doctest::timeout(20)) {
   Bell bell{};
   std::atomic<int> stage{0};
   std::atomic<int> seen{0};
@@ -137,7 +138,7 @@ TEST_CASE_WITHIN(20, "no ring is lost, however close it comes to somebody's goin
   CHECK_EQ(seen.load(), kStages);
 }
 
-TEST_CASE_WITHIN(20, "a ring wakes all sleepers") {
+TEST_CASE("a ring wakes all sleepers" * doctest::timeout(20)) {
   Bell bell{};
   std::atomic<int> stage{0};
   std::atomic<int> there{0};
@@ -221,7 +222,8 @@ TEST_CASE("every update by many threads counts once, and no reader sees a torn s
   }
 }
 
-TEST_CASE_WITHIN(20, "a writer stopped amid an update holds up nobody, and still counts once") {
+TEST_CASE("a writer stopped amid an update holds up nobody, and still counts once" *
+          doctest::timeout(20)) {
   Shared shared(2, 3);
   int runs = 0;
   shared.state.update(0, [&](std::uint64_t* mine, bool&) {
@@ -250,8 +252,8 @@ TEST_CASE("nothing in an arena overlaps anything else, and all is aligned") {
     const std::byte* end = memory.data();
     for (const Stretch& one : all) {
       const auto address = reinterpret_cast<std::uintptr_t>(one.start);
-      if (one.start < end) check::fail(__FILE__, __LINE__, one.what + " overlaps what is before");
-      if (address % one.alignment != 0) check::fail(__FILE__, __LINE__, one.what + " misaligned");
+      if (one.start < end) FAIL_CHECK(one.what, " overlaps what is before");
+      if (address % one.alignment != 0) FAIL_CHECK(one.what, " misaligned");
       end = one.start + one.bytes;
     }
     CHECK(end <= memory.data() + bytes);
@@ -350,8 +352,8 @@ TEST_CASE("records are used in turn, so that a round and its window never share 
     std::set<const void*> records;
     for (RoundNumber i = number; i < number + 4; ++i) records.insert(&arena.round(i));
     CHECK_EQ(records.size(), 4);
-    CHECK(&arena.round(number) == &arena.round(number + 4));
-    CHECK(&arena.entry(number, 1) == &arena.entry(number + 4, 1));
+    CHECK((&arena.round(number) == &arena.round(number + 4)));
+    CHECK((&arena.entry(number, 1) == &arena.entry(number + 4, 1)));
   }
 }
 
@@ -393,7 +395,7 @@ TEST_CASE("a failure's text is cut where its room ends") {
   CHECK_EQ(arena.failure()->kind, FailureKind::timeout);
 }
 
-TEST_CASE_WITHIN(20, "a failure wakes who sleeps on any bell") {
+TEST_CASE("a failure wakes who sleeps on any bell" * doctest::timeout(20)) {
   const ArenaSpec spec{3, 2, 2, {{DType::float32, 8}}, 64};
   const Memory memory(Arena::bytes(spec));
   const Arena arena(spec, memory.data());

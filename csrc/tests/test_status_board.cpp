@@ -94,16 +94,19 @@ TEST_CASE("what is no rank, or no message, is refused and changes nothing") {
   const Memory memory(StatusBoard::bytes(2));
   StatusBoard board(memory.data(), 2);
   write(board, 1, message("kept"));
-  CHECK_THROWS_WITH(write(board, 1, std::vector<std::byte>(2033)), InvalidArgument,
-                    "rank 1 cannot hold 2033 bytes; at most 2032");
+  CHECK_THROWS_WITH_AS(write(board, 1, std::vector<std::byte>(2033)),
+                       doctest::Contains("rank 1 cannot hold 2033 bytes; at most 2032"),
+                       InvalidArgument);
   for (const int rank : {-1, 2}) {
     const std::string words = "no rank " + std::to_string(rank) + " among 2";
-    CHECK_THROWS_WITH(write(board, rank, {}), InvalidArgument, words);
-    CHECK_THROWS_WITH(board.read(rank), InvalidArgument, words);
-    CHECK_THROWS_WITH(board.tell(rank), InvalidArgument, words);
-    CHECK_THROWS_WITH(board.take_untold(rank), InvalidArgument, words);
-    CHECK_THROWS_WITH(board.set(rank, StatusBoard::kLeft), InvalidArgument, words);
-    CHECK_THROWS_WITH(board.flags(rank), InvalidArgument, words);
+    CHECK_THROWS_WITH_AS(write(board, rank, {}), doctest::Contains(words.c_str()), InvalidArgument);
+    CHECK_THROWS_WITH_AS(board.read(rank), doctest::Contains(words.c_str()), InvalidArgument);
+    CHECK_THROWS_WITH_AS(board.tell(rank), doctest::Contains(words.c_str()), InvalidArgument);
+    CHECK_THROWS_WITH_AS(board.take_untold(rank), doctest::Contains(words.c_str()),
+                         InvalidArgument);
+    CHECK_THROWS_WITH_AS(board.set(rank, StatusBoard::kLeft), doctest::Contains(words.c_str()),
+                         InvalidArgument);
+    CHECK_THROWS_WITH_AS(board.flags(rank), doctest::Contains(words.c_str()), InvalidArgument);
   }
   CHECK_THROWS_AS(StatusBoard::bytes(-1), InvalidArgument);
   CHECK_EQ(board.read(1), message("kept"));
@@ -166,7 +169,7 @@ TEST_CASE("no reader sees a torn message, or an older one after a younger") {
         const std::vector<std::byte> seen = board.read(rank);
         if (seen.empty()) continue;
         const std::uint64_t number = number_of(seen);
-        if (seen != numbered(number)) check::fail(__FILE__, __LINE__, "a torn message");
+        if (seen != numbered(number)) FAIL_CHECK("a torn message");
         CHECK(number >= last[static_cast<std::size_t>(rank)]);
         last[static_cast<std::size_t>(rank)] = number;
       }
@@ -174,7 +177,8 @@ TEST_CASE("no reader sees a torn message, or an older one after a younger") {
   });
 }
 
-TEST_CASE_WITHIN(20, "nothing that was to be told is lost: the last message and flag get over") {
+TEST_CASE("nothing that was to be told is lost: the last message and flag get over" *
+          doctest::timeout(20)) {
   constexpr std::uint64_t kWrites = kThreadSanitizer ? 1000 : 20'000;
   const Memory memory(StatusBoard::bytes(1));
   const Memory far(StatusBoard::bytes(1));

@@ -339,12 +339,9 @@ class World {
     for (std::size_t i = 0; i < setup_.flats[flat].count; ++i) {
       const std::size_t at = offset + i * element;
       if (std::memcmp(right.data() + at, got + at, element) == 0) continue;
-      check::fail(__FILE__, __LINE__,
-                  "round " + std::to_string(report.number) + ", rank " + std::to_string(rank) +
-                      ", contributors " + join(report.contributors) + ": element " +
-                      std::to_string(i) + " of flat " + std::to_string(flat) + " is " +
-                      std::to_string(load(dtype, got + offset, i)) + ", not " +
-                      std::to_string(load(dtype, right.data() + offset, i)));
+      FAIL_CHECK("round ", report.number, ", rank ", rank, ", contributors ",
+                 join(report.contributors), ": element ", i, " of flat ", flat, " is ",
+                 load(dtype, got + offset, i), ", not ", load(dtype, right.data() + offset, i));
       return;
     }
   }
