@@ -111,7 +111,7 @@ class Reporter : public doctest::ConsoleReporter {
   }
 
   void test_run_end(const doctest::TestRunStats&) override {
-    s << passes_ << " passed, " << failures_ << " failed, " << skips_ << " skipped" << std::endl;
+    s << passes_ << " passed, " << failures_ << " failed, " << skips_ << " skipped\n";
   }
 
  private:
