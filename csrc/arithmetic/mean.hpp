@@ -6,7 +6,7 @@
 
 namespace hvd_backup {
 
-/// One operand of a weighted mean: `count` elements and how much they count.
+/// One operand of a weighted mean: its elements, and their weight.
 struct Operand {
   const std::byte* data = nullptr;
   double weight = 1;
@@ -14,8 +14,8 @@ struct Operand {
 
 /// out[i] = (w0 x0[i] + w1 x1[i] + …) / total, summed in the order given, in float32 (float64 for
 /// float64), so that the same operands in the same order give the same bits on every machine.
-/// `out` may be one of the operands. `stream` keeps the result out of the caches: right when it is
-/// larger than they are.
+/// `out` may be one of the operands. `stream` keeps the result out of the caches, which is faster
+/// if the result is larger than the caches.
 void weighted_mean(DType dtype, const Operand* operands, std::size_t operand_count,
                    std::size_t count, double total, std::byte* out, bool stream);
 

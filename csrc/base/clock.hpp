@@ -4,7 +4,7 @@
 
 namespace hvd_backup {
 
-/// Where the engine gets its time from. The protocol never asks: time is passed in.
+/// The engine's source of time. The protocol reads no clock: the time is an argument.
 class Clock {
  public:
   virtual ~Clock() = default;

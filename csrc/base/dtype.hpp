@@ -25,7 +25,7 @@ constexpr std::size_t size_of(DType dtype) {
 /// "float16", "bfloat16", "float32", "float64": the names numpy and torch use.
 std::string_view name_of(DType dtype);
 
-/// The inverse of name_of; throws InvalidArgument and lists what there is.
+/// The inverse of name_of. Throws InvalidArgument, with all names, for an unknown one.
 DType dtype_from_name(std::string_view name);
 
 }  // namespace hvd_backup

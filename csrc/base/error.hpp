@@ -5,25 +5,25 @@
 
 namespace hvd_backup {
 
-/// Base of every error a caller may meet. The text carries numbers and the way out.
+/// Base of every error that a caller may get. The text has the numbers and says what to do.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-/// The caller passed something that cannot be: refused before anything is sent.
+/// The caller passed an impossible argument. It is refused before anything is sent.
 class InvalidArgument : public Error {
  public:
   using Error::Error;
 };
 
-/// A wait ran into its time-out; the text names the missing ranks.
+/// A wait timed out. The text names the missing ranks.
 class RoundTimeout : public Error {
  public:
   using Error::Error;
 };
 
-/// Another rank died, left, or raised: this rank cannot go on either.
+/// Another rank died, left, or raised, so this rank cannot go on either.
 class PeerFailed : public Error {
  public:
   using Error::Error;

@@ -32,7 +32,7 @@ struct Chunk {
   std::size_t sum_offset = 0;
 };
 
-/// What an arena has room for.
+/// The sizes of an arena.
 struct ArenaSpec {
   int world = 1;
   /// Rounds that may be open or unloaded at a time: the window and the round in use.
@@ -43,8 +43,8 @@ struct ArenaSpec {
   std::size_t chunk_bytes = 128 * 1024;
   /// The ranks of this node, ascending; empty: all of the world.
   std::vector<int> ranks = {};
-  /// So many of the first flats lie in memory of the ranks' devices, in slots and results of the
-  /// same layout. Their places here are never touched, and so cost no memory.
+  /// The number of flats, from the first on, that lie in memory of the ranks' devices, in slots and
+  /// results of the same layout. Their places here are never touched, and so cost no memory.
   std::size_t device_flats = 0;
   std::size_t device_chunk_bytes = std::size_t{16} << 20;
 };
@@ -74,7 +74,7 @@ struct ResultControl {
   alignas(64) std::atomic<std::uint64_t> chunks_done;
 };
 
-/// A round's shared part that is not the ledger's. "Published" words are (round + 1) << 24 |
+/// The shared words of a round, apart from the ledger's. "Published" words are (round + 1) << 24 |
 /// buffer.
 struct RoundControl {
   Bell bell;
@@ -82,19 +82,19 @@ struct RoundControl {
   std::atomic<std::uint64_t> attempt;
   /// Where the result can be read.
   std::atomic<std::uint64_t> published;
-  /// Where the sum over the node's contributors can be read; of worlds of several nodes.
+  /// In worlds of several nodes: where the sum over the node's contributors can be read.
   std::atomic<std::uint64_t> summed;
-  /// Where the result will be, and some of its chunks may be already; of worlds of several nodes.
+  /// In worlds of several nodes: where the result will be. Some of its chunks may be there already.
   std::atomic<std::uint64_t> begun;
 };
 
-/// A rank as the others see it.
+/// The words by which the other ranks see a rank.
 struct Member {
   /// Rounds whose result this rank no longer reads.
   alignas(64) std::atomic<std::uint64_t> released;
-  /// The last round it has arrived in, plus one; in worlds of several nodes.
+  /// In worlds of several nodes: the last round it has arrived in, plus one.
   std::atomic<std::uint64_t> arrived;
-  /// Of a rank of another node: the round it has yet to load, plus one, when its window was full.
+  /// For a rank of another node whose window was full: the round it has yet to load, plus one.
   std::atomic<std::uint64_t> behind;
   /// Process id, for reading its memory; 0 until it has joined.
   std::atomic<std::int32_t> pid;
@@ -104,7 +104,7 @@ struct Member {
   std::atomic<std::uint32_t> adding;
   /// 1 when other ranks may not read its private memory: its contributions go to its slot.
   std::atomic<std::uint32_t> stages;
-  /// 1 when it has unmapped the device memory of the others, for good.
+  /// 1 when it has unmapped the device memory of the others and will not map it again.
   std::atomic<std::uint32_t> unmapped;
 };
 
@@ -115,8 +115,8 @@ class Arena {
   /// Bytes that an arena of this spec needs.
   static std::size_t bytes(const ArenaSpec& spec);
 
-  /// What no other process than the rank's own touches: the slot of a rank that is alone on its
-  /// node, if it is large.
+  /// The bytes that only the rank's own process touches: the slot of a rank that is alone on its
+  /// node, if the slot is large.
   static Range own_part(const ArenaSpec& spec);
 
   Arena(const ArenaSpec& spec, std::byte* memory);
@@ -125,15 +125,15 @@ class Arena {
   const std::vector<Chunk>& chunks() const { return chunks_; }
   /// The ranks of this node, ascending.
   const std::vector<int>& ranks() const { return ranks_; }
-  /// Those of them that are among these.
+  /// The ranks of this node that are in `ranks`.
   std::vector<int> ranks_among(const std::vector<int>& ranks) const;
   bool has(int rank) const { return local_[static_cast<std::size_t>(rank)] >= 0; }
-  /// Whether the world has other nodes: then a service thread takes part, as one more member.
+  /// Whether the world has other nodes. If so, a service thread takes part, as one more member.
   bool spans_nodes() const { return ranks_.size() < static_cast<std::size_t>(spec_.world); }
   Member& service() const { return member(spec_.world); }
   /// Bytes of one contribution, all flats.
   std::size_t contribution_bytes() const { return contribution_bytes_; }
-  /// Of them, in memory of a device: those of the first flats.
+  /// The part of contribution_bytes() that lies in memory of a device: the first flats.
   std::size_t device_bytes() const;
   /// Byte offset of flat `i` within a slot or a result.
   std::size_t flat_offset(std::size_t i) const { return flat_offsets_[i]; }
@@ -160,7 +160,7 @@ class Arena {
   /// Whether every rank of the node has announced its arrival in this round, and in no later one.
   bool all_arrived(RoundNumber number) const;
 
-  /// Makes every rank's waits end with this error. The first failure stays.
+  /// Ends every rank's waits with this error. Later failures do not replace the first.
   void fail(const Failure& failure) const;
   /// The failure, if there is one.
   std::optional<Failure> failure() const;
@@ -172,7 +172,7 @@ class Arena {
   };
 
   Header& header() const;
-  /// Of a ledger: every rank, or the service thread alone.
+  /// The writers of a ledger: every rank, or the service thread alone.
   int writers() const { return spans_nodes() ? 1 : spec_.world; }
   std::size_t record(RoundNumber number) const;
   Offsets place() const;

@@ -38,7 +38,7 @@ class OpenDescriptors {
 
   std::mutex& mutex() { return mutex_; }
 
-  // The mutex is to be held for these two.
+  // Hold the mutex to call these two.
   void add(Descriptor& one) {
     one.previous_ = nullptr;
     one.next_ = first_;
@@ -118,7 +118,7 @@ void Descriptor::close_in_child() {
   for (const Mapping& one : mappings_) {
     const std::size_t bytes = one.file.end - one.file.begin;
     if (bytes == 0) continue;
-    // Should the kernel refuse, the memory stays shared, as without this.
+    // If the kernel refuses, the memory stays shared in the child.
     [[maybe_unused]] const void* const mapped =
         mmap(one.data + one.file.begin, bytes, PROT_READ | PROT_WRITE,
              MAP_FIXED | MAP_PRIVATE | MAP_NORESERVE, fd_, static_cast<off_t>(one.file.begin));

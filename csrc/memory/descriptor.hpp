@@ -9,13 +9,13 @@ namespace hvd_backup {
 
 /// Owns a file descriptor that a forked child does not keep.
 ///
-/// A child (a DataLoader's worker, say) has copies of its parent's descriptors. With a copy it
-/// would keep the parent's sockets open and its locks held when the parent is killed, so that no
-/// other process noticed. Therefore pthread_atfork closes all of them in the child. exec closes
-/// them as well: open them with O_CLOEXEC.
+/// A forked child, such as a DataLoader's worker, has copies of its parent's descriptors. If the
+/// parent is killed, such a copy would keep its sockets open and its locks held, and no other
+/// process would notice the death. Therefore pthread_atfork closes all of them in the child. exec
+/// closes them as well: open them with O_CLOEXEC.
 ///
-/// What of a shared file is mapped by way of it becomes private in the child: the child can read
-/// on, and what it writes stays with it.
+/// Shared mappings of the file become private in the child: it can still read them, and its writes
+/// stay with it.
 class Descriptor {
  public:
   /// Memory in which the file's bytes [file.begin, file.end) are mapped at `data` + file.begin.
@@ -49,12 +49,12 @@ class Descriptor {
 
   int fd_ = -1;
   std::vector<Mapping> mappings_;
-  Descriptor* next_ = nullptr;  // among all that are open in this process
+  Descriptor* next_ = nullptr;  // in the list of all that are open in this process
   Descriptor* previous_ = nullptr;
 };
 
-/// While one exists, this process's forked children keep everything: for tests in which they are
-/// ranks themselves.
+/// While one exists, forked children of this process keep all descriptors and mappings. For tests
+/// whose ranks are forked children.
 class KeptByChildren {
  public:
   KeptByChildren();

@@ -9,29 +9,29 @@
 
 namespace hvd_backup {
 
-/// Wakes a thread that sleeps in epoll from other processes of its node. Ringing takes no system
-/// call while that thread is awake, as it then looks for itself.
+/// Wakes a thread that sleeps in epoll, from other processes of its node. Ringing makes no system
+/// call while that thread is awake, as an awake thread looks for work by itself.
 ///
-/// Half of it is a pipe, which, like a Segment, other processes open by its path; the other half
-/// is a word of shared memory, zero at first.
+/// A doorbell has two parts: a pipe, which other processes open by its path like a Segment, and a
+/// word of shared memory, zero at first.
 class Doorbell {
  public:
   static constexpr std::size_t kBytes = 64;
 
   /// The end of the thread that sleeps. Throws SystemError.
   static Doorbell create(std::byte* memory);
-  /// The end of those who ring.
+  /// The end of the processes that ring.
   static Doorbell open(std::byte* memory, const std::string& path);
 
-  /// How another process of this user finds the pipe, as long as this one lives.
+  /// The path by which another process of this user opens the pipe, while this process lives.
   std::string path() const;
 
-  /// What was written before is seen by the thread when it wakes.
+  /// The woken thread sees all memory that was written before the ring.
   void ring() const;
 
-  /// To be watched for reading.
+  /// The file descriptor to watch for reading.
   int fd() const { return read_end_.get(); }
-  /// The thread is about to sleep: it looks once more for work after this, and then may.
+  /// Announces that the thread is about to sleep. It must look for work once more after this call.
   void fall_asleep() const;
   void wake_up() const;
 

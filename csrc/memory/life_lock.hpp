@@ -6,15 +6,15 @@
 
 namespace hvd_backup {
 
-/// Tells which ranks of a node are dead, without signals, process ids or heartbeats: those whose
-/// LifeLock the kernel has dropped.
+/// Tells which ranks of a node are dead, without signals, process ids or heartbeats: a rank is dead
+/// if the kernel has dropped its LifeLock.
 class LifeWatch {
  public:
-  /// `rank`, which looks, is one of `ranks`, those of this node. `fd` must stay open.
+  /// `ranks` are the ranks of this node; `rank`, one of them, looks. `fd` must stay open.
   LifeWatch(int fd, std::vector<int> ranks, int rank);
 
-  /// The other ranks of this node that do not hold their lock. Meaningful once all have taken
-  /// theirs. Throws SystemError.
+  /// The other ranks of this node that do not hold their lock. Call it after all ranks have taken
+  /// their locks. Throws SystemError.
   std::vector<int> dead() const;
 
  private:
@@ -25,14 +25,14 @@ class LifeWatch {
 
 /// Holds a rank's byte of a file that the ranks of a node share, as long as its process lives.
 ///
-/// It is a lock of an open file description (F_OFD_SETLK, Linux 3.15) of its own. The kernel drops
-/// that when the last descriptor is closed, so when the process ends, however it ends. A POSIX lock
-/// would also go when the process opens the file once more and closes that, as tools that walk
-/// /proc/self/fd do. Forked children would keep this one, but a Descriptor is closed in them.
+/// The lock belongs to an open file description (F_OFD_SETLK, Linux 3.15). The kernel drops it when
+/// the last descriptor is closed, so at the end of the process, however it ends. A POSIX lock would
+/// also be dropped when the process opens the file once more and closes it, as tools that walk
+/// /proc/self/fd do. A forked child does not keep the lock, as a Descriptor is closed in it.
 class LifeLock {
  public:
-  /// Takes the lock of `rank`. Throws SystemError if it is taken. `fd`, an open file, is not needed
-  /// any more afterwards.
+  /// Takes the lock of `rank`. Throws SystemError if it is taken. The caller may close `fd`
+  /// afterwards.
   LifeLock(int fd, std::vector<int> ranks, int rank);
 
   /// See LifeWatch.

@@ -15,21 +15,22 @@ constexpr std::size_t round_up(std::size_t value, std::size_t to) {
   return (value + to - 1) / to * to;
 }
 
-/// Bytes from `begin` to before `end` of something that starts at a huge page: whole ones.
+/// The bytes in [begin, end) of memory that starts at a huge page, as whole huge pages.
 struct Range {
   std::size_t begin = 0;
   std::size_t end = 0;
   bool is_empty() const { return begin == end; }
 };
 
-/// Less memory than this does not take a huge page.
+/// Memory smaller than this is not put on huge pages.
 constexpr std::size_t kHugeFrom = std::size_t{128} << 10;
 
-/// Asks for huge pages, which the system may not have: [data, data + bytes) is made of whole ones.
+/// Asks the system for huge pages, which it may not have. [data, data + bytes) must be whole huge
+/// pages.
 void advise_huge_pages(std::byte* data, std::size_t bytes) noexcept;
 
-/// Memory of this process, if it is large on huge pages where the system has them: another process
-/// reads it in half the time then, `make bench-choices`.
+/// Memory of this process. Large memory is on huge pages if the system has them: then another
+/// process reads it in half the time (`make bench-choices`).
 class Pages {
  public:
   Pages() = default;

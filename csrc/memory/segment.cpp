@@ -17,7 +17,7 @@ namespace {
 
 [[noreturn]] void fail(const std::string& what, int errnum) { throw SystemError(what, errnum); }
 
-// So few pages are mapped again in less time than it takes to look which were written.
+// To map this many pages again takes less time than to look which of them were written.
 constexpr std::size_t kFewPages = 64;
 
 std::size_t page_size() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }

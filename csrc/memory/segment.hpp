@@ -11,15 +11,15 @@
 namespace hvd_backup {
 
 /// Memory shared by the ranks of a node. It has no name that could outlive the ranks: the kernel
-/// frees it when the last of them ends, however it ends. A forked child sees it, but what the child
-/// writes stays with the child.
+/// frees it when the last of them ends, however it ends. A forked child can read it, but the
+/// child's writes stay with the child.
 class Segment {
  public:
-  /// Zeroed memory that other processes can open by path(). What this one writes to `own` they do
-  /// not see; that part is on huge pages where the system has them.
-  /// Throws SystemError, with the size, when there is not enough of it.
+  /// Zeroed memory that other processes can open by path(). They do not see this process's writes
+  /// to `own`; that part is on huge pages if the system has them. Throws SystemError, with the
+  /// size, when there is not enough memory.
   static Segment create(std::size_t bytes, Range own = {});
-  /// Maps what another process created.
+  /// Maps the memory that another process created.
   static Segment open(const std::string& path, std::size_t bytes);
 
   Segment(Segment&& other) noexcept;
@@ -31,7 +31,7 @@ class Segment {
   std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
   int fd() const { return file_.get(); }
-  /// How another process of this user finds it, as long as this one lives.
+  /// The path by which another process of this user opens it, while this process lives.
   std::string path() const;
 
  private:
@@ -42,7 +42,7 @@ class Segment {
   std::size_t size_ = 0;
 };
 
-/// A private, copy-on-write view of part of a segment: reads see what is shared, writes stay with
+/// A private, copy-on-write view of part of a segment: reads see the shared bytes, writes stay with
 /// this process until reset().
 class PrivateView {
  public:

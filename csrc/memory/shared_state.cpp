@@ -33,7 +33,7 @@ std::uint64_t SharedState::snapshot(std::uint64_t* words) const {
   for (;;) {
     const std::uint64_t seen = current_->load(std::memory_order_acquire);
     const std::atomic<std::uint64_t>* from = copy(seen & kIndexMask);
-    // Acquire here, release in publish: who reads a word of a copy that is being written anew
+    // Acquire here, release in publish: a reader of a word of a copy that is being written anew
     // also sees that the copy is no longer current, and tries again.
     for (std::size_t i = 0; i < words_; ++i) words[i] = from[i].load(std::memory_order_acquire);
     if (current_->load(std::memory_order_relaxed) == seen) return seen;

@@ -12,9 +12,9 @@ namespace hvd_backup {
 /// A writer copies the words, applies the function to the copy, and publishes the copy by one
 /// compare-and-swap on its index: the universal construction of M. Herlihy, "A methodology for
 /// implementing highly concurrent data objects" (1993). A writer that is stopped or killed at any
-/// instruction leaves either the old words or the new ones, and holds up nobody.
+/// instruction leaves either the old words or the new ones, and delays no other rank.
 ///
-/// The words of all copies lie in memory the owner provides; all zero is a valid start.
+/// The owner provides the memory for all copies; all zero is a valid start.
 class SharedState {
  public:
   /// Bytes for `writers` ranks and `words` words.

@@ -61,8 +61,8 @@ std::vector<int> StatusBoard::written() {
   return rows;
 }
 
-// Read-modify-write, not a store: who takes the second of two askings also sees what the first was
-// for.
+// Read-modify-write, not a store: the service that takes the second of two requests then also sees
+// the writes before the first.
 void StatusBoard::tell(int rank) { control(rank).untold.fetch_or(1, std::memory_order_release); }
 
 bool StatusBoard::take_untold(int rank) {

@@ -8,25 +8,25 @@
 
 namespace hvd_backup {
 
-/// A table of short messages, a rank per rank, each replaced as a whole. Every node has a table,
-/// and a service that copies the rows its ranks ask it to from its node to the others.
+/// A table of short messages, one status per rank, each replaced as a whole. Every node has a
+/// table. Its service copies a status to the other nodes when a rank asks for that.
 ///
-/// A rank has one writer on each node: its rank, or, on the nodes where that rank is not, the
-/// service. A writer that is killed at any instruction leaves the old message or the new one.
+/// A status has one writer on each node: the rank itself on its own node, the service elsewhere. A
+/// writer that is killed at any instruction leaves the old message or the new one.
 ///
-/// The rows lie in memory the owner provides; all zero is a valid start.
+/// The owner provides the memory; all zero is a valid start.
 class StatusBoard {
  public:
   enum Flag : std::uint32_t {
     kLeft = 1,
     kDead = 2,
-    kSilent = 4,  ///< besides kDead: as its host does not answer
-    kCutOff = 8,  ///< of another node: nothing of it is heard here any more
+    kSilent = 4,  ///< set besides kDead when the rank's host does not answer
+    kCutOff = 8,  ///< the rank is on another node, and no message of it arrives here any more
   };
 
   static constexpr std::size_t kMostBytes = 2032;
 
-  /// Bytes that `count` rows need.
+  /// Bytes for `count` statuses.
   static std::size_t bytes(int count);
 
   /// `memory` begins on a cache line.
@@ -34,30 +34,32 @@ class StatusBoard {
 
   int count() const { return count_; }
 
-  /// Replaces the message. Throws InvalidArgument if it is too long, or there is no such rank, as
-  /// all that follow do.
+  /// Replaces the message. Throws InvalidArgument if it is too long. Like all functions below, it
+  /// also throws InvalidArgument if there is no such rank.
   void write(int rank, const std::byte* data, std::size_t bytes);
   /// The message, as it was written; empty if none was.
   std::vector<std::byte> read(int rank) const;
-  /// StatusBoard written since this was last asked of this object; at first, since the start.
+  /// The ranks whose status was written since the last call on this object, or since the start.
   std::vector<int> written();
 
-  /// Asks for the other nodes to be told of the rank, its message and flags, as it is now or later.
+  /// Asks the service to copy the rank's message and flags, as they are now or later, to the other
+  /// nodes.
   void tell(int rank);
-  /// For the service: whether that was asked since the last call. What is then read is as young as
-  /// the youngest asking, so that one copy serves several. The flags are to be read before the
-  /// message, and set after it was written: who sees that a rank has left also sees its last words.
+  /// For the service: whether a rank asked for a copy since the last call. A read after this call
+  /// sees everything written before the latest request, so one copy serves several requests. Read
+  /// the flags before the message, and set them after writing it: then a reader that sees that a
+  /// rank has left also sees its last words.
   bool take_untold(int rank);
-  /// Whether take_untold() would say so.
+  /// Whether take_untold() would return true.
   bool is_untold(int rank) const;
 
-  /// Whether the caller is the first on this node to ask. One caller gets true, whoever asks.
+  /// Returns true to the first caller on this node, and false to all later ones.
   bool claim();
 
-  /// Flags are set for good.
+  /// Flags are never cleared.
   void set(int rank, Flag flag);
   std::uint32_t flags(int rank) const;
-  /// StatusBoard that have this flag, ascending.
+  /// The ranks that have this flag, ascending.
   std::vector<int> with(Flag flag) const;
 
  private:
@@ -69,7 +71,7 @@ class StatusBoard {
 
   std::byte* memory_;
   int count_;
-  std::vector<std::uint64_t> seen_;  // per rank, how often it had been written at the last look
+  std::vector<std::uint64_t> seen_;  // per rank: its number of writes at the last look
 };
 
 }  // namespace hvd_backup

@@ -5,9 +5,10 @@
 
 namespace hvd_backup {
 
-/// Numeric addresses at which other hosts may reach this one: those of the network interface of
-/// this name, or, if it is empty, of all that are up, loopback last. Throws InvalidArgument, with
-/// the names there are, if none is called so.
+/// Numeric addresses at which other hosts may reach this one: the addresses of the network
+/// interface with this name or, if the name is empty, of all interfaces that are up, loopback last.
+/// Throws InvalidArgument, with the names of all interfaces, if there is no interface with this
+/// name.
 std::vector<std::string> own_addresses(const std::string& interface);
 
 }  // namespace hvd_backup

@@ -45,7 +45,7 @@ Frame hello_frame(const Token& token, int node) {
   return frame;
 }
 
-/// In a time that does not tell how much is alike.
+/// Takes the same time wherever the two differ, so that a stranger cannot guess the token by time.
 bool same(const Token& a, const Token& b) {
   std::byte differs{0};
   for (std::size_t i = 0; i < a.size(); ++i) differs |= a[i] ^ b[i];
@@ -58,8 +58,8 @@ void set(int fd, int level, int option, int value) {
   }
 }
 
-/// Sends without delay, and fails once the other host has not answered for `silence`: what was sent
-/// (TCP_USER_TIMEOUT), or, when nothing was, the probes of keep-alive.
+/// Makes a socket send without delay, and fail once the other host has not answered for `silence`:
+/// to sent data (TCP_USER_TIMEOUT), or, if there was none, to the probes of keep-alive.
 void prepare(int fd, Nanoseconds silence) {
   set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
   constexpr int kProbes = 3;

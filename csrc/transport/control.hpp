@@ -15,13 +15,15 @@
 
 namespace hvd_backup {
 
-/// What a node must know to be let in; spread over MPI, which the job's processes alone share.
+/// The secret that a node must show to be let in. It travels over MPI, which only the processes of
+/// the job share.
 using Token = std::array<std::byte, 32>;
 
-/// Unpredictable. Throws SystemError.
+/// An unpredictable token. Throws SystemError.
 Token make_token();
 
-/// A host that has not answered TCP for so long is taken for dead, unless a caller says otherwise.
+/// A host that has not answered TCP for this long is taken for dead, unless a caller says
+/// otherwise.
 constexpr Nanoseconds kSilence = 60 * kSecond;
 
 /// One node's end of the control channel. Sleeps in poll(); no thread of its own.
@@ -32,7 +34,7 @@ class Control {
     Kind kind = Kind::frame;
     int node = 0;
     Frame frame;
-    /// Of a lost node: its host has not answered for too long.
+    /// For a lost node: whether it is lost because its host has not answered for too long.
     bool is_silent = false;
   };
 
@@ -41,22 +43,23 @@ class Control {
   Control& operator=(const Control&) = delete;
   virtual ~Control() = default;
 
-  /// What has happened, sleeping for at most `timeout` until something does.
+  /// Returns the events so far. If there are none, sleeps for at most `timeout` until there is one.
   virtual std::vector<Event> poll(Nanoseconds timeout) = 0;
-  /// Sends to a node, in the end; nothing if it is lost: poll() tells that.
+  /// Sends a frame to a node, now or in later calls. Does nothing if the node is lost, which poll()
+  /// reports.
   virtual void send(int node, const Frame& frame) = 0;
-  /// Sends to every node that is there.
+  /// Sends a frame to every node that is connected.
   virtual void broadcast(const Frame& frame) = 0;
-  /// Whether something is still to be sent.
+  /// Whether frames are still to be sent.
   virtual bool has_unsent() const = 0;
   /// Lets poll() end when this file descriptor can be read.
   virtual void watch(int fd) = 0;
-  /// Can be read when poll() would not sleep.
+  /// A file descriptor that can be read when poll() would not sleep.
   virtual int fd() const = 0;
 };
 
-/// The coordinator's end: a stream socket to every other node. Who connects and does not show the
-/// token at once is cut off, and changes nothing.
+/// The coordinator's end: a stream socket to every other node. A process that connects and does not
+/// show the token at once is cut off, and changes nothing.
 class ControlHub final : public Control {
  public:
   /// Listens on a port that the system chooses. `nodes` are numbered from 0.
@@ -98,11 +101,11 @@ class ControlHub final : public Control {
   std::set<std::uint64_t> strangers_;  // tags of those of the peers, the oldest first
 };
 
-/// Another node's end: it sends to the coordinator alone, which is node 0.
+/// Another node's end: it sends only to the coordinator, which is node 0.
 class ControlLink final : public Control {
  public:
-  /// Connects and shows the token. Throws PeerFailed, with the address, if nobody answers within
-  /// `timeout`, or whoever does refuses this node.
+  /// Connects and shows the token. Throws PeerFailed, with the address, if no process answers
+  /// within `timeout`, or the process that answers refuses this node.
   ControlLink(const std::string& host, std::uint16_t port, const Token& token, int node,
               Nanoseconds timeout, Nanoseconds silence = kSilence);
 

@@ -20,7 +20,7 @@ struct Head {
 
 bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK; }
 
-/// What TCP_USER_TIMEOUT and keep-alive end a connection with.
+/// The errors with which TCP_USER_TIMEOUT and keep-alive end a connection.
 bool is_of_silence(int errnum) {
   return errnum == ETIMEDOUT || errnum == EHOSTUNREACH || errnum == ENETUNREACH;
 }
@@ -56,7 +56,7 @@ bool FramedSocket::send_all() {
     const ssize_t n = send(fd(), out_.data() + sent_, out_.size() - sent_, MSG_NOSIGNAL);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) {
-      // It is told once: to whoever asks first.
+      // The kernel reports this error once, to the first call.
       is_silent_ = is_silent_ || is_of_silence(errno);
       return would_block();
     }
@@ -84,7 +84,7 @@ bool FramedSocket::read_all() {
     if (n == 0) return false;
     append(in_, piece.data(), static_cast<std::size_t>(n));
     if (static_cast<std::size_t>(n) < piece.size()) return true;  // there was no more
-    // Before more is read, what is there is looked at: rubbish must not fill the memory.
+    // Bytes are decoded before more are read, so that rubbish cannot fill the memory.
     if (in_.size() > most_bytes_ + sizeof(Head)) return true;
   }
 }

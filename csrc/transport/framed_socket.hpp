@@ -19,24 +19,24 @@ struct Frame {
 /// Frames over a stream socket that never blocks. Owns the socket.
 class FramedSocket {
  public:
-  /// Longer payloads are none of ours.
+  /// No node sends a longer payload.
   static constexpr std::uint32_t kMostBytes = 1U << 24;
 
-  /// What comes with a payload of more than `most_bytes` is rubbish.
+  /// A frame that arrives with a payload of more than `most_bytes` is rubbish.
   explicit FramedSocket(int fd, std::uint32_t most_bytes = kMostBytes)
       : socket_(fd), most_bytes_(most_bytes) {}
 
   int fd() const { return socket_.get(); }
   void allow(std::uint32_t most_bytes) { most_bytes_ = most_bytes; }
 
-  /// Puts a frame behind what is still to be sent. Throws InvalidArgument if it is too long.
+  /// Puts a frame behind the unsent bytes. Throws InvalidArgument if it is too long.
   void queue(const Frame& frame);
-  /// Sends what the socket takes; `poller`, which knows it by `tag`, watches for room for the rest.
-  /// False if the other end is gone.
+  /// Sends as many bytes as the socket takes. If bytes remain, `poller`, which knows the socket by
+  /// `tag`, watches for room. Returns false if the other end is gone.
   bool flush(const Poller& poller, std::uint64_t tag);
   bool has_unsent() const { return sent_ < out_.size(); }
 
-  /// Appends the frames that have come. False if the other end is gone, or sends rubbish.
+  /// Appends the frames that have arrived. Returns false if the other end is gone or sends rubbish.
   bool receive(std::vector<Frame>& frames);
   /// Whether the other end is gone because its host did not answer for too long.
   bool is_silent() const { return is_silent_; }

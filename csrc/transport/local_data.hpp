@@ -11,15 +11,15 @@
 
 namespace hvd_backup {
 
-/// Nodes that are threads of one process: the twin of MPI for tests. All ends share it.
+/// Connects nodes that are threads of one process: the twin of MPI for tests. All ends share it.
 class LocalNetwork {
  public:
-  /// The end of one node, to be used by one thread. The network must outlive it.
+  /// The end of one node, for one thread. The network must outlive it.
   std::unique_ptr<DataTransport> end(int node);
-  /// Messages to or from this node stay on their way until it is connected again.
+  /// Messages to or from this node do not arrive until it is connected again.
   void cut(int node);
   void connect(int node);
-  /// Messages with this tag stay on their way for good.
+  /// Messages with this tag never arrive.
   void hold(int tag);
   /// Bytes that this node has sent so far.
   std::size_t sent_by(int node);

@@ -24,9 +24,10 @@ struct MpiLibrary {
   std::size_t error_string_bytes;  // MPI_MAX_ERROR_STRING
 };
 
-/// Over MPI: `communicator` has one process per node, in the nodes' order, carries nothing else,
-/// returns errors instead of aborting, and is never freed. A thread calls MPI, so that it must be
-/// initialized with MPI_THREAD_MULTIPLE. Throws InvalidArgument for handles of an unknown size.
+/// Moves data over MPI. `communicator` has one process per node, in the nodes' order. It carries no
+/// other messages, returns errors instead of aborting, and is never freed. As a thread of its own
+/// calls MPI, MPI must be initialized with MPI_THREAD_MULTIPLE. Throws InvalidArgument for handles
+/// of an unknown size.
 std::unique_ptr<DataTransport> mpi_data(const MpiLibrary& library, std::uintptr_t communicator);
 
 }  // namespace hvd_backup

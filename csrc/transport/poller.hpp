@@ -8,27 +8,27 @@
 
 namespace hvd_backup {
 
-/// Sleeps until one of many file descriptors has something to say (epoll).
+/// Sleeps until one of many file descriptors is ready (epoll).
 class Poller {
  public:
   struct Ready {
     std::uint64_t tag = 0;
-    bool readable = false;  ///< or closed: reading will tell
+    bool readable = false;  ///< or closed, which a read reports
     bool writable = false;
   };
 
   Poller();
 
-  /// Begins to watch `fd`, for reading; what it says later bears `tag`.
+  /// Begins to watch `fd` for reading. Its events have this `tag`.
   void add(int fd, std::uint64_t tag) const;
-  /// Watches `fd` for being writable as well, or no longer.
+  /// Begins or ends to watch `fd` for writing as well.
   void want_write(int fd, std::uint64_t tag, bool wanted) const;
   void remove(int fd) const;
 
-  /// Sleeps until this one can be read, or for at most `timeout`; if it is -1, for that long.
+  /// Sleeps until `fd` can be read, for at most `timeout`. If `fd` is -1, sleeps for `timeout`.
   static void sleep(int fd, Nanoseconds timeout);
 
-  /// Itself to be watched by another: it can be read when something is ready here.
+  /// A file descriptor for another poller to watch: it can be read when a descriptor is ready here.
   int fd() const { return set_.get(); }
 
   /// Sleeps for at most `timeout`; empty if nothing happened.
