@@ -339,7 +339,7 @@ TEST_CASE("when another node is gone, its ranks are dead to all the others") {
   }
 }
 
-TEST_CASE("board of the board reach the other nodes when they are told, whole and in their order") {
+TEST_CASE("statuses reach the other nodes when they are told, whole and in their order") {
   World world(full_sync(2), on_nodes({0, 1}));
   StatusBoard here = world.network().board(1);
   const StatusBoard there = world.network().board(0);

@@ -66,7 +66,7 @@ TEST_CASE("a message is read as it was written last, whatever its length") {
   }
 }
 
-TEST_CASE("board share no byte with one another, nor with what follows the table") {
+TEST_CASE("statuses share no byte with one another, nor with what follows the table") {
   constexpr int kCount = 5;
   const std::size_t bytes = StatusBoard::bytes(kCount);
   const Memory memory(bytes + 64);
