@@ -7,8 +7,9 @@ namespace hvd_backup {
 /// The "device" that is the CPU and its memory; GPUs are 0, 1, … as CUDA numbers them.
 constexpr int kHost = -1;
 
-/// Memory of a device, uninitialised; what a kernel needs at every step, made once. Every function
-/// throws DeviceError, naming device, bytes and what CUDA said; all are done when they return.
+/// Uninitialised memory of a device. It is made once, for a kernel that needs it in every step.
+/// Every function is done when it returns, or throws DeviceError with the device, the bytes and
+/// CUDA's words.
 class Buffer {
  public:
   Buffer(int device, std::size_t bytes);
@@ -21,8 +22,8 @@ class Buffer {
   std::byte* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
 
-  /// Fills the buffer from `bytes()` bytes of the host, or the host from the buffer. A kernel on
-  /// another stream is not waited for.
+  /// Fills the buffer from `bytes()` bytes of the host, or the host from the buffer. These do not
+  /// wait for kernels on other streams.
   void write(const void* from);
   void read(void* to) const;
 

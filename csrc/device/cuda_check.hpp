@@ -40,8 +40,8 @@ class OnDevice {
   bool changed_ = false;
 };
 
-/// For what must not throw, at the process's end, say, when the driver may be gone before us; then
-/// so is what was to be given back.
+/// For calls that must not throw: at the end of the process the driver may be gone before this code
+/// runs. Then the resources that it would give back are gone as well.
 template <class Body>
 void quietly_on(int device, const Body& body) noexcept {
   int before = device;

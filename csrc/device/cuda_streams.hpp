@@ -1,5 +1,5 @@
-// All that staging asks of CUDA beside the kernels (cuda_calls.hpp): streams, events, copies that
-// are only begun, and memory of the host that copies can go to. Twins: cuda_streams.cu, and
+// The CUDA calls of staging, beside the kernels (cuda_calls.hpp): streams, events, asynchronous
+// copies, and pinned memory of the host. Twins: cuda_streams.cu, and
 // no_cuda_streams.cpp, where each function throws.
 #pragma once
 
@@ -8,33 +8,33 @@
 
 namespace hvd_backup::cuda {
 
-// Streams are cudaStream_t, events cudaEvent_t. Each function throws DeviceError with what CUDA
-// said, those that are noexcept excepted, and leaves the thread's current device as it was.
+// Streams are cudaStream_t, events cudaEvent_t. Each function leaves the thread's current device as
+// it was. All but the noexcept ones throw DeviceError with CUDA's words.
 
 /// A stream that does not wait for the legacy default stream.
 void* make_stream(int device);
-/// Waits until all that was put on it is done.
+/// Waits until all work on it is done.
 void drop_stream(int device, void* stream) noexcept;
 
-/// An event without a time, for which the host waits asleep.
+/// An event without a time. The host sleeps while it waits for the event.
 void* make_event(int device);
 void drop_event(int device, void* event) noexcept;
-/// The event happens when all that is on the stream now is done.
+/// The event happens when all work that is on the stream now is done.
 void record(int device, void* event, void* stream);
-/// What is put on the stream from now on waits for the event as it was recorded last, if ever.
+/// Later work on the stream waits for the event's last recording, if there was one.
 void hold(int device, void* stream, void* event);
-/// The calling thread sleeps until then.
+/// The calling thread sleeps until the event has happened.
 void await(int device, void* event);
 
-/// Begun when they return; the host's memory is pinned.
+/// The copies have begun when these return. The host's memory must be pinned.
 void begin_copy_in(int device, void* to, const void* from, std::size_t bytes, void* stream);
 void begin_copy_out(int device, void* to, const void* from, std::size_t bytes, void* stream);
 
-/// From one place on the device to another; what a kernel that copies can be compared with.
+/// Copies from one place on the device to another. Benchmarks compare kernels that copy with it.
 void begin_copy_within(int device, void* to, const void* from, std::size_t bytes, void* stream);
 
-/// Keeps memory of the host where it is, so that all devices can copy to and from it. Returns why
-/// that cannot be, in CUDA's words; empty if it can.
+/// Pins memory of the host, so that all devices can copy to and from it. Returns an empty text, or
+/// the reason of a refusal in CUDA's words.
 std::string pin(int device, void* data, std::size_t bytes);
 void unpin(int device, void* data) noexcept;
 void* allocate_pinned(int device, std::size_t bytes);

@@ -1,10 +1,10 @@
 // Kernels for gradients on a device: pack many tensors, add peers' slots, unpack. `device` is
 // kHost, where the GPU's code runs in loops on host memory and is done on return, or a CUDA device,
-// where it is put on `stream`, a cudaStream_t (nullptr: the legacy default stream). All pointers
-// must be such that the device can read or write them, until the stream has come so far.
+// where it is put on `stream`, a cudaStream_t (nullptr: the legacy default stream). The device must
+// be able to read or write all pointers until the stream has done the work.
 //
-// Each function throws InvalidArgument for what cannot be, before anything is launched, and
-// DeviceError, with what CUDA said, if a launch fails or this build has no CUDA.
+// Each function throws InvalidArgument for impossible arguments, before anything is launched. It
+// throws DeviceError, with CUDA's words, if a launch fails or this build has no CUDA.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +24,8 @@ struct Slice {
   std::size_t count = 0;
 };
 
-/// How the slices are cut into blocks; pure. Throws InvalidArgument unless each slice begins at or
-/// after the end of the one before it.
+/// Cuts the slices into blocks; pure. Throws InvalidArgument unless each slice begins at or after
+/// the end of the one before it.
 Tiling tiles_of(const std::vector<Slice>& slices);
 
 /// A layout of many tensors in one flat buffer, made once: a table of it lies on the device. The
@@ -43,7 +43,7 @@ class PackPlan {
   /// flat[slice t] = scale * tensors[t], for all t in one launch (one for every 480 tensors).
   /// `tensors` are tensor_count() addresses, read before the return; nullptr stands for zeros.
   /// Scaled in float32, or float64 if either dtype is, then cast; float64 to 16 bits by way of
-  /// float32, as torch does. What lies between slices is left alone. `*nonfinite`, on the device,
+  /// float32, as torch does. Elements between slices are left alone. `*nonfinite`, on the device,
   /// is set to 1 if a written element is infinite or NaN, and never to 0; it may be nullptr.
   void pack(const void* const* tensors, double scale, std::byte* flat, std::uint32_t* nonfinite,
             void* stream) const;

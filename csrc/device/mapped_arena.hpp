@@ -11,15 +11,16 @@
 
 namespace hvd_backup {
 
-/// The slots and results of a node's ranks in memory of their GPUs, each rank's in an allocation of
-/// its own which all others map: kernels of one rank read the slots of all, and what they have
-/// written is copied to the results of all. Ranks may share a GPU. On kHost the same path runs with
-/// the twins. Knows nothing of rounds, and needs no process but the caller's own.
+/// The slots and results of a node's ranks in memory of their GPUs. Each rank's are in an
+/// allocation of its own, which all other ranks map. Kernels of one rank read the slots of all
+/// ranks, and their output is copied to the results of all ranks. Ranks may share a GPU. On kHost
+/// the same path runs with the twins. This class knows nothing of rounds, and waits for no other
+/// process.
 ///
-/// Functions throw DeviceError with what CUDA said. One thread at a time.
+/// Functions throw DeviceError with CUDA's words. Only one thread may use it at a time.
 class MappedArena {
  public:
-  /// Most ranks: a kernel takes their slots as arguments.
+  /// The largest number of ranks: a kernel takes their slots as arguments.
   static constexpr int kMaxRanks = 128;
 
   /// A slot of `bytes` bytes, zeroed, and `results` results of the same size.
@@ -29,7 +30,7 @@ class MappedArena {
   ~MappedArena();
 
   int device() const { return device_; }
-  /// Of a slot, or a result.
+  /// Bytes of a slot, and of a result.
   std::size_t bytes() const { return bytes_; }
   int results() const { return results_; }
   const MemoryHandle& handle() const { return own_->handle(); }
@@ -38,7 +39,7 @@ class MappedArena {
   /// copies a sign to each. Throws DeviceError, which names the rank, unless all of that can be
   /// done.
   void open(const std::vector<MemoryHandle>& by_rank, int rank);
-  /// When all ranks have opened: throws DeviceError if the sign of one has not arrived here.
+  /// Call it after all ranks have opened. Throws DeviceError if the sign of a rank has not arrived.
   void confirm() const;
   bool is_open() const { return !bases_.empty(); }
 
@@ -63,18 +64,18 @@ class MappedArena {
   void mean(const Piece& piece, const std::vector<Share>& from, double total, int buffer,
             const std::vector<int>& to) const;
 
-  /// A result is read by what `stream` has to do now.
+  /// Notes that the work that is on `stream` now reads a result.
   void note_reading(void* stream) const { read_.record(stream); }
-  /// `stream` goes on when that is done.
+  /// Later work on `stream` waits for these reads.
   void hold_until_read(void* stream) const { read_.hold(stream); }
-  /// Sleeps until then: this rank's results, and with them its buffers, are the others' to write.
+  /// Sleeps until these reads are done. From then on the others may write to this rank's results.
   void settle() const { read_.await(); }
 
-  /// Maps nobody's memory any more, after what was begun; this rank's own stays. The last use of
-  /// open() and mean().
+  /// Unmaps the other ranks' memory, after the work that has begun; this rank's own memory stays.
+  /// Do not call open() or mean() afterwards.
   void unmap() noexcept;
-  /// No peer maps this rank's memory any more: it is freed. Without this, it is freed when the
-  /// process ends (see ExportedMemory).
+  /// Frees this rank's memory. Call it when no peer maps it any more. Without this call, it is
+  /// freed when the process ends (see ExportedMemory).
   void release() noexcept;
 
  private:

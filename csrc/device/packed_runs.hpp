@@ -9,7 +9,7 @@
 
 namespace hvd_backup {
 
-/// Tensors of one dtype that lie one after another in a contribution, with nobody else's between.
+/// Tensors of one dtype that lie one after another in a contribution, with no other tensor between.
 struct Run {
   DType tensor_dtype = DType::float32;
   DType flat_dtype = DType::float32;  ///< in the contribution; elements are cast between the two

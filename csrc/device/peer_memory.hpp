@@ -10,7 +10,7 @@
 
 namespace hvd_backup {
 
-/// By what a peer finds an ExportedMemory, as long as the process that made it lives.
+/// The address of an ExportedMemory for peers, valid while the process that made it lives.
 struct MemoryHandle {
   std::string gpu;            ///< its UUID; kOfHost: memory of the host
   std::string where;          ///< CUDA's handle, or a path
@@ -19,14 +19,14 @@ struct MemoryHandle {
   std::size_t bytes = 0;
 };
 
-/// What stands for a GPU's UUID where `device` is kHost.
+/// Stands for a GPU's UUID if `device` is kHost.
 constexpr const char* kOfHost = "host";
 
 /// Zeroed memory that peers can map. On kHost, the twin, it is a Segment.
 ///
 /// CUDA leaves undefined what happens when exported memory is freed before all peers have unmapped
-/// it. So the destructor frees nothing of a GPU's unless release() has said that it may: then the
-/// driver does it when the process ends.
+/// it. So only release() frees memory of a GPU. Without that call the driver frees it when the
+/// process ends.
 class ExportedMemory {
  public:
   /// Throws DeviceError or SystemError, with the size, when there is not enough of it.
@@ -37,7 +37,8 @@ class ExportedMemory {
 
   std::byte* data() const { return data_; }
   const MemoryHandle& handle() const { return handle_; }
-  /// No peer maps it, and nothing on the device uses it: it is freed, data() is nullptr.
+  /// Frees the memory; data() is nullptr afterwards. Call it when no peer maps the memory and no
+  /// work on the device uses it.
   void release() noexcept;
 
  private:
@@ -47,8 +48,8 @@ class ExportedMemory {
   MemoryHandle handle_;
 };
 
-/// A peer's memory, mapped for use by one device of this process. What this very process has
-/// exported is not mapped again.
+/// A peer's memory, mapped for use by one device of this process. Memory that this process itself
+/// has exported is not mapped again.
 class ImportedMemory {
  public:
   /// Throws DeviceError, with the reason, if it cannot be mapped.
@@ -57,7 +58,7 @@ class ImportedMemory {
   ImportedMemory(const ImportedMemory&) = delete;
   ImportedMemory& operator=(const ImportedMemory&) = delete;
   ImportedMemory& operator=(ImportedMemory&&) = delete;
-  /// Nothing on the device may use the memory any more.
+  /// Destroy it after the last use of the memory on the device has ended.
   ~ImportedMemory();
 
   std::byte* data() const { return data_; }

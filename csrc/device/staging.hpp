@@ -16,11 +16,11 @@ namespace hvd_backup {
 ///   pack on the caller's stream | copy on our own | the thread sleeps until the slot is complete
 ///   the caller's stream waits for | copy on our own | and unpacks
 ///
-/// So tensors are touched on the caller's stream only, like by any kernel of the framework: memory
-/// that its allocator gives to others is given on that stream. On kHost the same path runs with the
-/// kernels' twins, and is done when a call returns.
+/// So tensors are touched on the caller's stream only, as by any kernel of the framework. The
+/// framework's allocator gives memory to other tensors in the order of that stream. On kHost the
+/// same path runs with the kernels' twins, and is done when a call returns.
 ///
-/// Functions throw DeviceError with what CUDA said. One thread at a time.
+/// Functions throw DeviceError with CUDA's words. Only one thread may use it at a time.
 class Staging {
  public:
   /// `slot` is this rank's contribution, of `bytes` bytes, results are of the same size. With
@@ -32,17 +32,17 @@ class Staging {
   /// Tensors of all runs together.
   std::size_t tensor_count() const { return hvd_backup::tensor_count(runs_); }
 
-  /// The tensors' contents to the slot, which is complete on return; nullptr stands for zeros. What
-  /// lies in the slot between runs is left alone.
+  /// Copies the tensors to the slot, which is complete on return; nullptr stands for zeros. Bytes
+  /// of the slot between runs are left alone.
   void stage(const std::vector<const void*>& tensors, void* stream);
 
-  /// A result to the tensors, nullptr left out: begun on return, and `stream` waits for it. The
-  /// result must stay as it is until settle() or stage() returns; one of these comes before the
-  /// next load().
+  /// Copies a result to the tensors, except to those that are nullptr. The copy has begun on
+  /// return, and `stream` waits for it. The result must not change until settle() or stage()
+  /// returns. Call one of these before the next load().
   void load(std::byte* result, const std::vector<void*>& tensors, void* stream);
 
-  /// Sleeps until the last result is not read any more. stage() does so as well: copies to the slot
-  /// come after copies from the result.
+  /// Sleeps until the last result is not read any more. stage() waits for that as well, as copies
+  /// to the slot come after copies from the result.
   void settle() const;
 
   /// Why the host's memory is not pinned in place, in CUDA's words; empty if it is.

@@ -1,5 +1,5 @@
-// Streams, events and pinned memory that give themselves back. On kHost everything is done at once,
-// so that they are nothing but memory.
+// Streams, events and pinned memory that free themselves. On kHost all work is done at once, so
+// that they are only memory.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace hvd_backup {
 
-/// Something of CUDA's by its handle. Streams and events of kHost are null.
+/// Owns a CUDA object by its handle. Streams and events of kHost are null.
 class Handle {
  public:
   using Drop = void (*)(int device, void* handle) noexcept;
@@ -28,13 +28,13 @@ class Handle {
   Drop drop_;
 };
 
-/// A stream of our own. Its end waits for what is on it.
+/// A stream of our own. The destructor waits for the work that is on it.
 class Stream {
  public:
   explicit Stream(int device);
 
   void* get() const { return handle_.get(); }
-  /// Begun, not done, when they return; `host` is pinned.
+  /// The copies have begun, but are not done, when these return. `host` must be pinned.
   void copy_in(std::byte* to, const std::byte* host, std::size_t bytes) const;
   void copy_out(std::byte* host, const std::byte* from, std::size_t bytes) const;
 
@@ -42,15 +42,15 @@ class Stream {
   Handle handle_;
 };
 
-/// A point in what a stream has to do. Before the first record() nobody waits for it.
+/// A point in the work of a stream. Before the first record(), waits for it return at once.
 class Event {
  public:
   explicit Event(int device);
 
   void record(void* stream) const;
-  /// What is put on the stream from now on comes after this event.
+  /// Later work on the stream comes after this event.
   void hold(void* stream) const;
-  /// The calling thread sleeps until it has happened.
+  /// The calling thread sleeps until the event has happened.
   void await() const;
 
  private:
