@@ -14,9 +14,10 @@ from torch.amp.grad_scaler import GradScaler
 from hvd_backup.collectives.group import Group
 from hvd_backup.rounds import arguments
 from hvd_backup.rounds.exchange import Exchange
-from hvd_backup.rounds.reports import Stats
+from hvd_backup.rounds.reports import Round, Stats
 from hvd_backup.torch import owners
 from hvd_backup.torch.attempt import Attempt
+from hvd_backup.torch.cycle import Cycle, State
 from hvd_backup.torch.device import check_devices
 from hvd_backup.torch.encoding import Encoding
 from hvd_backup.torch.joined import Replicas
@@ -57,14 +58,13 @@ class Rounds:
         self._check_every_rank_is_needed(params)
         for former in owners.owners_of(params):
             former.hand_over(optimizer)
-        self._closed = self._stepping = False
-        self._retired = ""  # in words, once another has taken over parameters
+        self._cycle = Cycle()
         self._exchange: Exchange | None = None
         self._staging: Staging
         self._attempt: Attempt | None = None
-        self._overtaken, self._contributes = False, True
         self._passes = Passes(passes)
-        self._synchronized, self._should_synchronize = False, True
+        self._counted = True  # this rank's last gradient was in its round
+        self._step_makes_round = True  # not in skip_synchronize()
         self._warned_of_abstaining: set[str] = set()
         self._plain_zero_grad = optimizer.zero_grad
         self._handles: list[Any] = [Stepping(optimizer, self)]
@@ -77,9 +77,7 @@ class Rounds:
 
     def attempt(self) -> Attempt:
         """Context for the computation of one gradient; see ``Attempt``."""
-        self._check_not_retired()
-        if self._attempt is not None:
-            raise RuntimeError("attempt() within attempt(); one block per step")
+        self._cycle.begin_attempt()
         self._attempt = Attempt(self._sealed_without_me, self._finish_attempt)
         return self._attempt
 
@@ -88,20 +86,16 @@ class Rounds:
 
         Make the step ``with optimizer.skip_synchronize():`` then, else it goes through another one.
         """
-        self._check_not_retired()
-        if self._attempt is not None:
-            raise RuntimeError("synchronize() belongs after the attempt() block, not into it")
-        self._go_through_a_round()
-        self._synchronized = True
+        self._make_round("synchronize()")
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
         """A context in which ``step()`` applies what ``synchronize()`` has left in ``p.grad``."""
-        self._should_synchronize = False
+        self._step_makes_round = False
         try:
             yield
         finally:
-            self._should_synchronize = True
+            self._step_makes_round = True
 
     def set_backward_passes_per_step(self, passes: int) -> None:
         """From now on so many backward passes add to a gradient before ``step()``."""
@@ -130,7 +124,7 @@ class Rounds:
         self._handles.clear()
         if vars(self._optimizer).get("zero_grad") == self.zero_grad:
             del self._optimizer.zero_grad
-        self._closed, self._retired = True, ""
+        self._cycle.close()
         self._leave()
 
     def hand_over(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -141,7 +135,7 @@ class Rounds:
         if optimizer is not None and inside(optimizer, self._optimizer):
             self.close()
             return
-        self._retired = (
+        self._cycle.retire(
             "a DistributedOptimizer made later has taken over parameters of this one; step that "
             "one. If both are to train in turn, give them no parameters in common, or make them "
             "one optimizer with parameter groups. (close() makes this one a local optimizer)"
@@ -172,22 +166,31 @@ class Rounds:
         grad_scaler: GradScaler | None,
     ) -> Any:
         """One round, then the optimizer's own step, `inner`."""
-        if self._closed or self._stepping:  # the latter: called by the optimizer's own step
+        if self._cycle.is_in(State.CLOSED, State.STEPPING):  # the latter: by the optimizer's step
             return inner(*args, **kwargs)
         self._check_step(args, kwargs, grad_scaler)
-        weight = self.exchange_unless_done()
-        self._synchronized = False
-        if grad_scaler is not None and not all_finite(self._optimizer, grad_scaler, weight):
-            return None
-        self._stepping = True
+        if self._step_makes_round:
+            if self._cycle.is_in(State.AGREED):
+                _warn_of_a_second_round()
+            self._make_round("step()")
+        elif not self._cycle.is_in(State.AGREED):
+            raise RuntimeError(
+                "step() in skip_synchronize() without synchronize() before it would apply this "
+                "rank's own gradient and part it from the others; call optimizer.synchronize()"
+            )
         try:
+            if grad_scaler is not None:
+                weight = self._optimizer.last_round.weight
+                if not all_finite(self._optimizer, grad_scaler, weight):
+                    return None
+            self._cycle.begin_step()
             return inner(*args, **kwargs)
         finally:
-            self._stepping = False
+            self._cycle.end_step()
 
     def check_within_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise RuntimeError for a step that would apply this rank's own gradients."""
-        if not self._stepping:
+        if not self._cycle.is_in(State.STEPPING):
             raise RuntimeError(
                 f"{type(optimizer).__name__}.step() was called past the DistributedOptimizer, so "
                 "that nothing was exchanged; call step() of what DistributedOptimizer returned, "
@@ -197,80 +200,58 @@ class Rounds:
     def _check_step(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], grad_scaler: GradScaler | None
     ) -> None:
-        self._check_not_retired()
+        self._cycle.check_not_retired()
         if (args and args[0] is not None) or kwargs.get("closure") is not None:
             raise ValueError(
                 "step(closure) cannot be distributed: the closure would compute gradients after "
                 "the exchange; call backward() first, then step()"
             )
-        if self._attempt is not None:
-            raise RuntimeError("step() belongs after the attempt() block, not into it")
+        self._cycle.check_not_attempting("step()")
         hidden = grad_scaler is None and getattr(self._optimizer, "found_inf", None) is not None
-        if self._should_synchronize and hidden:
+        if self._step_makes_round and hidden:
             raise RuntimeError(
                 "something between GradScaler.step() and this optimizer hides that it judges the "
                 "agreed gradient itself; call optimizer.synchronize(), scaler.unscale_(optimizer), "
                 "then scaler.step(optimizer) with optimizer.skip_synchronize()"
             )
 
-    def _check_not_retired(self) -> None:
-        if self._retired:
-            raise RuntimeError(self._retired)
-
-    def exchange_unless_done(self) -> float:
-        """The round that belongs to this step, unless it was in ``synchronize()``; its weight."""
-        if self._should_synchronize:
-            if self._synchronized:
-                warnings.warn(
-                    "optimizer.step() called without optimizer.skip_synchronize() context after "
-                    "optimizer.synchronize(). This can cause training slowdown. You may want to "
-                    "consider using optimizer.skip_synchronize() context if you use "
-                    "optimizer.synchronize() in your code.",
-                    stacklevel=4,
-                )
-            self.synchronize()
-        elif not self._synchronized:
-            raise RuntimeError(
-                "step() in skip_synchronize() without synchronize() before it would apply this "
-                "rank's own gradient and part it from the others; call optimizer.synchronize()"
-            )
-        weight: float = self._optimizer.last_round.weight
-        return weight
-
     def _start_anew(self, _: torch.optim.Optimizer) -> None:
         self._passes.clear()
-        self._synchronized = False
-        self._should_synchronize = True
+        self._cycle.start_anew()
+        self._step_makes_round = True
 
     # A round
 
-    def _go_through_a_round(self) -> None:
+    def _make_round(self, call: str) -> None:
+        contributes = self._cycle.begin_round(call)
         try:
-            self._exchange_gradients()
+            exchange = self._prepared()
+            exchange.check_open()
+            if contributes:
+                round_ = self._contribute(exchange)
+            else:
+                self._counted = False
+                self._staging.settle()
+                exchange.skip()
+                round_ = exchange.wait()
+            self._optimizer.last_round = round_
+            if round_.weight == 0:
+                self._warn_once(
+                    "every contributor abstained; nobody's parameters change", round_.number
+                )
+            self._staging.load()
         finally:  # also after an error: zero_grad() would hide it behind one of its own
             self._passes.clear()
+        self._cycle.end_round()
 
-    def _exchange_gradients(self) -> None:
-        exchange = self._prepared()
-        exchange.check_open()
-        if self._overtaken:
-            self._overtaken = self._contributes = False
-            self._staging.settle()
-            exchange.skip()
-            round_ = exchange.wait()
-        else:
-            self._staging.stage()
-            weight = self._weight()
-            round_ = exchange.arrive_and_wait(weight)
-            self._contributes = weight > 0
-            if weight == 0 and round_.contributed:
-                exchange.stats.abstained += 1
-        self._optimizer.last_round = round_
-        if round_.weight == 0:
-            self._warn_once(
-                "every contributor abstained; nobody's parameters change", round_.number
-            )
-        self._staging.load()
+    def _contribute(self, exchange: Exchange) -> Round:
+        self._staging.stage()
+        weight = self._weight()
+        round_ = exchange.arrive_and_wait(weight)
+        self._counted = weight > 0
+        if weight == 0 and round_.contributed:
+            exchange.stats.abstained += 1
+        return round_
 
     def _weight(self) -> float:
         """How much the gradient that has been staged counts."""
@@ -295,7 +276,7 @@ class Rounds:
 
     def before_pass(self, param: torch.Tensor) -> None:
         """backward() is about to add to this parameter's gradient."""
-        if self._stepping:
+        if self._cycle.is_in(State.STEPPING):
             raise RuntimeError(
                 "backward() within optimizer.step(): the round was made at the start of step(), so "
                 "that this rank alone would apply this gradient; call backward() before step()"
@@ -303,7 +284,7 @@ class Rounds:
         self._passes.before(param)
 
     def _given(self, param: torch.Tensor) -> torch.Tensor | None:
-        return self._passes.given(param, contributes=self._contributes)
+        return self._passes.given(param, contributes=self._counted)
 
     def after_pass(self, param: torch.Tensor) -> None:
         """It has."""
@@ -320,7 +301,7 @@ class Rounds:
 
     def _finish_attempt(self, overtaken: bool) -> None:
         self._attempt = None
-        self._overtaken = overtaken
+        self._cycle.end_attempt(overtaken=overtaken)
 
     # Setting up
 
@@ -403,3 +384,13 @@ class Rounds:
 
     def _name(self, param: torch.Tensor) -> str:
         return self._names.get(id(param)) or f"parameter {tuple(param.shape)}"
+
+
+def _warn_of_a_second_round() -> None:
+    warnings.warn(
+        "optimizer.step() called without optimizer.skip_synchronize() context after "
+        "optimizer.synchronize(). This can cause training slowdown. You may want to "
+        "consider using optimizer.skip_synchronize() context if you use "
+        "optimizer.synchronize() in your code.",
+        stacklevel=4,
+    )
