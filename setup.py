@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
 from setup_commands import Build, CMakeBuild
 
 setup(
+    license="Apache-2.0",
     ext_modules=[Extension("hvd_backup._core", sources=[])],
     cmdclass={"build": Build, "build_ext": CMakeBuild},
 )
