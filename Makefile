@@ -56,7 +56,7 @@ MODULE_FILES := $(filter-out csrc/tests/%,$(CPP_FILES)) $(CPP_BUILD)
         bench-save test test-cpp test-unit test-mpi test-tf test-no-mpi test-gpu test-scenarios \
         test-timed test-hosts test-launchers other-mpis horovod horovod-tensorflow docs-horovod \
         sanitize lint \
-        lint-python lint-types lint-layers lint-cpp lint-tidy lint-text format clean distclean
+        lint-python lint-types lint-layers lint-lengths lint-cpp lint-tidy lint-text format clean distclean
 
 help:
 	@echo "make demo            train with and without a backup worker  (DEMO_ARGS='--help')"
@@ -291,7 +291,7 @@ docs-horovod: $(DONE)/base
 
 # ---- lint ---------------------------------------------------------------------------------------
 
-lint: lint-python lint-types lint-layers lint-text lint-cpp lint-tidy
+lint: lint-python lint-types lint-layers lint-lengths lint-text lint-cpp lint-tidy
 	@echo "lint: all clean"
 
 lint-python: $(DONE)/lint
@@ -305,6 +305,9 @@ lint-types: $(DONE)/lint $(DONE)/extension
 
 lint-layers: $(DONE)/lint
 	$(BIN)/lint-imports
+
+lint-lengths: $(DONE)/base
+	$(BIN)/python tests/lengths.py
 
 lint-text: $(DONE)/lint
 	$(BIN)/codespell

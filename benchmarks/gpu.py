@@ -53,7 +53,7 @@ def main() -> int:
     print_kernels(results.add("kernels", [str(given.program), device, most]))
     print_head_of_steps()
     for path, (ranks, each) in itertools.product(("staged", "mapped"), worlds(given)):
-        line = [sys.executable, "-m", "hvd_backup.cluster.local_run", "-np", str(ranks), "--"]
+        line = [sys.executable, "-m", "hvd_backup.cluster.local_run", str(ranks)]
         line += [sys.executable, str(ROOT / "benchmarks" / "gpu_ranks.py")]
         line += ["--device", given.device, "--path", path]
         line += [*(["--each"] if each else []), *(["--quick"] if given.quick else [])]

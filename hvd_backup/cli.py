@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -106,6 +105,12 @@ def doctor(
         raise typer.Exit(1)
 
 
+_KILL_AFTER = (
+    "With --no-mpi: seconds (5) that the ranks get to end when one has failed, before SIGTERM, and "
+    "again before SIGKILL."
+)
+
+
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
     *,
@@ -132,14 +137,7 @@ def run(
     prefix: Annotated[
         bool, typer.Option("--prefix", help="With --no-mpi: [rank] before each line of output.")
     ] = False,
-    kill_after: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="With --no-mpi: seconds (5) that the ranks get to end when one has failed, before "
-            "SIGTERM, and again before SIGKILL.",
-        ),
-    ] = None,
+    kill_after: Annotated[float | None, typer.Option(min=0, help=_KILL_AFTER)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
     command: Annotated[
         list[str] | None, typer.Argument(help="What to run: python train.py --lr 0.1")
@@ -153,9 +151,7 @@ def run(
     """
     from hvd_backup.cluster import run as runner
     from hvd_backup.config import Config
-    from hvd_backup.world.mpirun import find_mpirun
 
-    root, cores = os.geteuid() == 0, len(os.sched_getaffinity(0))
     try:
         if backup_workers is None:  # a program may choose, if nobody else does
             backup_workers = Config.from_env(os.environ).backup_workers
@@ -176,8 +172,15 @@ def run(
         given = "--prefix" if prefix else "--kill-after"
         fail(f"{given} goes with --no-mpi; use --mpi-args for mpirun's options", code=2)
     if no_mpi:
-        after = 5.0 if kill_after is None else kill_after
-        _run_local(runner.local_environment(job, os.environ), job, prefix, after, dry_run)
+        _run_local(job, prefix, kill_after, dry_run)
+    _become_mpirun(job, dry_run)
+
+
+def _become_mpirun(job: Job, dry_run: bool) -> None:
+    from hvd_backup.cluster import run as runner
+    from hvd_backup.world.mpirun import find_mpirun
+
+    root, cores = os.geteuid() == 0, len(os.sched_getaffinity(0))
     try:
         mpirun = find_mpirun()
         kind = runner.kind_of(mpirun)
@@ -197,16 +200,17 @@ def run(
         fail(f"cannot run {mpirun}: {error}", code=1)
 
 
-def _run_local(
-    environ: Mapping[str, str], job: Job, prefix: bool, kill_after: float, dry_run: bool
-) -> NoReturn:
-    from hvd_backup.cluster.local_run import LocalRun
+def _run_local(job: Job, prefix: bool, kill_after: float | None, dry_run: bool) -> NoReturn:
+    from hvd_backup.cluster.local_run import KILL_AFTER_S, LocalRun
+    from hvd_backup.cluster.run import local_environment
 
+    environ = local_environment(job, os.environ)
     if dry_run:
         more = [f"{k}={v}" for k, v in environ.items() if os.environ.get(k) != v]
         typer.echo(f"{shlex.join([*more, *job.command])}  # {job.ranks} times")
         raise typer.Exit(0)
-    local = LocalRun(job.command, job.ranks, environ, prefix=prefix, kill_after=kill_after)
+    after = KILL_AFTER_S if kill_after is None else kill_after
+    local = LocalRun(job.command, job.ranks, environ, prefix=prefix, kill_after=after)
     try:
         status = local.run()
     except OSError as error:

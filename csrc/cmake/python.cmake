@@ -8,7 +8,7 @@ find_package(pybind11 3.0 CONFIG REQUIRED)
 
 # NO_EXTRAS: no link-time optimisation, it makes each rebuild slow and gains nothing here.
 pybind11_add_module(_core NO_EXTRAS python/core.cpp python/memory.cpp python/nodes.cpp
-  python/device.cpp)
+  python/device.cpp python/rounds.cpp)
 target_link_libraries(_core PRIVATE hvd_backup_core)
 # Nothing of the static libraries (a CUDA runtime, say) may be seen by other modules.
 target_link_options(_core PRIVATE LINKER:--exclude-libs,ALL)

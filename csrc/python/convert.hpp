@@ -25,17 +25,21 @@ inline double seconds(Nanoseconds duration) {
 /// A view of memory, as numpy has it.
 using Bytes = pybind11::array_t<std::uint8_t>;
 
-/// Segments, life locks and rows: memory.cpp.
+/// Segments, life locks and status boards: memory.cpp.
 void bind_memory(pybind11::module_& m);
 
 /// What a world of several nodes needs: nodes.cpp.
 void bind_nodes(pybind11::module_& m);
 
+/// What a rank is told of a round, and the log of rounds: rounds.cpp.
+void bind_round(pybind11::module_& m);
+void bind_round_log(pybind11::module_& m);
+
 /// Staging, and what CUDA there is: device.cpp.
 void bind_device(pybind11::module_& m);
 
 /// None: another process has the service.
-std::shared_ptr<ProgressEngine> errand_of(const pybind11::object& handle);
+std::shared_ptr<ProgressEngine> progress_engine_of(const pybind11::object& handle);
 
 /// None: there is but one node.
 std::shared_ptr<const Doorbell> doorbell_of(const pybind11::object& handle);

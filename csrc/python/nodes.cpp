@@ -174,7 +174,7 @@ void bind_nodes(py::module_& m) {
       .def("close", &ServiceHandle::close);
 }
 
-std::shared_ptr<ProgressEngine> errand_of(const py::object& handle) {
+std::shared_ptr<ProgressEngine> progress_engine_of(const py::object& handle) {
   return handle.is_none() ? nullptr : handle.cast<const ServiceHandle&>().progress_engine();
 }
 

@@ -6,7 +6,6 @@ One thread: it starts the ranks, hands on what they print, brings their communic
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import functools
@@ -55,6 +54,9 @@ def ending(rank: int, returncode: int) -> str:
         name = signal.Signals(-returncode).name
         return f"rank {rank} was killed by signal {-returncode} ({name})"
     return f"rank {rank} ended with exit status {returncode}"
+
+
+KILL_AFTER_S = 5.0  # what ranks get to end when one has failed
 
 
 class Lines:
@@ -284,22 +286,14 @@ class LocalRun:
         self._signal(number)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`python -m hvd_backup.cluster.local_run`, where there is no typer for `hvd-backup run`."""
-    parser = argparse.ArgumentParser(prog="local_run", description="ranks without an MPI")
-    parser.add_argument("-np", type=int, required=True, dest="ranks")
-    parser.add_argument("--prefix", action="store_true")
-    parser.add_argument("--kill-after", type=float, default=5.0)
-    parser.add_argument("command", nargs=argparse.REMAINDER)
-    given = parser.parse_args(arguments)
-    command = given.command[1:] if given.command[:1] == ["--"] else given.command
-    if given.ranks < 1 or not command:
-        parser.error("use -np RANKS -- COMMAND…, with 1 rank or more")
+def run_without_typer(ranks: int, command: Sequence[str]) -> int:
+    """Start `command` on so many ranks, as ``hvd-backup run --no-mpi`` does by default.
+
+    For machines without typer (tests/gpu). Returns the exit status.
+    """
     environ = {"OMP_NUM_THREADS": "1", **os.environ}
     try:
-        return LocalRun(
-            command, given.ranks, environ, prefix=given.prefix, kill_after=given.kill_after
-        ).run()
+        return LocalRun(command, ranks, environ, prefix=False, kill_after=KILL_AFTER_S).run()
     except OSError as error:
         print(f"local_run: cannot run {command[0]}: {error}", file=sys.stderr)
         return 127
@@ -315,5 +309,5 @@ def _end_with_parent() -> Callable[[], None]:
     return end_with_parent
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":  # no options: those are hvd-backup's
+    sys.exit(run_without_typer(int(sys.argv[1]), sys.argv[2:]))

@@ -152,17 +152,12 @@ def DistributedOptimizer(  # noqa: N802 (Horovod's name)
             view=gradient_as_bucket_view,
         )
     else:
-        for former in owners.owners_of(
-            p for group in optimizer.param_groups for p in group["params"]
-        ):
+        params = (p for group in optimizer.param_groups for p in group["params"])
+        for former in owners.owners_of(params):
             former.hand_over(optimizer)
         rounds = Outside(optimizer)
-    # Instance attributes, not a subclass: isinstance, pickling and schedulers see what they saw.
-    extended: dict[str, Any] = vars(optimizer)
-    extended.update({name: getattr(rounds, name) for name in _METHODS})
-    extended.update(last_round=None, weight=1.0)
-    extended["synchronize"] = torch.compiler.disable(rounds.synchronize)  # type: ignore[no-untyped-call]
-    extended["_parameter_names"] = parameter_names(optimizer, pairs)  # Horovod's name
+    _extend(optimizer, rounds)
+    vars(optimizer)["_parameter_names"] = parameter_names(optimizer, pairs)  # Horovod's name
     return cast("DistributedOptimizerType", optimizer)
 
 
@@ -170,6 +165,18 @@ _METHODS = (
     *("attempt", "close", "set_backward_passes_per_step", "skip_synchronize", "stats"),
     *("synchronize", "zero_grad"),
 )
+
+
+def _extend(optimizer: torch.optim.Optimizer, rounds: Rounds | Outside) -> None:
+    """Give the optimizer what DistributedOptimizerType has.
+
+    In instance attributes, not by a subclass: isinstance, pickling and schedulers see no change.
+    """
+    extended: dict[str, Any] = vars(optimizer)
+    extended.update({name: getattr(rounds, name) for name in _METHODS})
+    extended.update(last_round=None, weight=1.0)
+    extended["synchronize"] = torch.compiler.disable(rounds.synchronize)  # type: ignore[no-untyped-call]
+
 
 if TYPE_CHECKING:
 

@@ -17,9 +17,10 @@ from hvd_backup import _core, errors
 from hvd_backup.config import Config
 from hvd_backup.phrases import ranks_have
 from hvd_backup.world import joining, last_words, launch, local_comm, node_service
-from hvd_backup.world.board import Board, Hosts, PartBoard
+from hvd_backup.world.board import Board, Hosts
 from hvd_backup.world.gate import Watch, pass_gate
 from hvd_backup.world.node_service import NodeService
+from hvd_backup.world.part_board import PartBoard
 from hvd_backup.world.setting_up import AllRanks, SettingUp
 from hvd_backup.world.table import Operation, Table
 from hvd_backup.world.together import Together

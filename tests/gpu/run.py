@@ -109,7 +109,7 @@ def cases(device: str) -> tuple[str, ...]:
 
 def ranks(count: int) -> tuple[str | Path, ...]:
     """The launcher's command line, without the program that it starts."""
-    launcher = ("-m", "hvd_backup.cluster.local_run", "-np", str(count), "--")
+    launcher = ("-m", "hvd_backup.cluster.local_run", str(count))
     return (sys.executable, *launcher, sys.executable)
 
 

@@ -95,8 +95,7 @@ def missing(delay_ms: float | None = None) -> str | None:
     """What this machine lacks for hosts (with long cables), in words; None if nothing."""
     if os.geteuid() != 0:
         return "hosts as network namespaces need root"
-    lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if lacking:
+    if lacking := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"no {', '.join(lacking)} on PATH: install iproute2 and util-linux"
     try:
         command = [find_mpirun(), "--version"]

@@ -400,5 +400,4 @@ def test_different_calls_of_one_name_raise_on_every_rank(hvd):
         with pytest.raises(hvd.HorovodInternalError, match=r"Mismatched|disagree"):
             call()
     # Named: Horovod's ranks have made different numbers of calls by now.
-    total = hvd.allreduce(torch.ones(2), op=hvd.Sum, name="after all")
-    close(total, torch.full((2,), float(SIZE)))
+    close(hvd.allreduce(torch.ones(2), op=hvd.Sum, name="after all"), torch.full((2,), float(SIZE)))

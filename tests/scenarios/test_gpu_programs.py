@@ -32,7 +32,7 @@ def test_a_property_that_fails_fails_the_run(tmp_path):
         "import torch, os\ntorch.equal = lambda *_: os.environ['HVD_BACKUP_LAUNCH_RANK'] != '1'\n"
     )
     program = [str(ROOT / "tests" / "gpu" / "properties.py"), "--device", "cpu"]
-    launcher = [sys.executable, "-m", "hvd_backup.cluster.local_run", "-np", "2", "--"]
+    launcher = [sys.executable, "-m", "hvd_backup.cluster.local_run", "2"]
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [*launcher, sys.executable, *program],
