@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README does what it says."""
+"""Every command of the README, and every snippet of it and of its first pages, works."""
 
 import re
 import shlex
@@ -10,19 +10,25 @@ import pytest
 from launching import ROOT, run_ranks
 
 README = (ROOT / "README.md").read_text()
+PAGES = [
+    README,
+    *((ROOT / "docs" / f"{name}.md").read_text() for name in ("options", "sharp_bits")),
+]
 PROGRAM = ROOT / "tests" / "scenarios" / "programs" / "readme_snippet.py"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, *pages: str) -> list[str]:
+    return [b for page in pages for b in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
 
 
 COMMANDS = [
-    shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()
+    shlex.split(line, comments=True)
+    for block in blocks("sh", README)
+    for line in block.splitlines()
 ]
 
 
-@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda text: text.splitlines()[0][:40])
+@pytest.mark.parametrize("snippet", blocks("python", *PAGES))
 def test_a_snippet_runs_on_three_ranks(snippet, tmp_path):
     source = tmp_path / "snippet.py"
     source.write_text(snippet)
