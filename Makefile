@@ -63,7 +63,7 @@ help:
 	@echo "make bench           partial all-reduce beside MPI and gloo  (BENCH_ARGS=--quick)"
 	@echo "make bench-training  what a training step pays for its exchange"
 	@echo "make bench-keras     the same for a Keras step"
-	@echo "make bench-choices   the measurements behind docs/architecture.md's choices"
+	@echo "make bench-choices   the measurements behind docs/measurements.md"
 	@echo "make bench-control   control messages of worlds of 100 to 10,000 ranks, simulated"
 	@echo "make bench-save      copy results from build/bench/ to benchmarks/results/"
 	@echo "                     (BENCH_ARGS='nodes training_step': only these)"

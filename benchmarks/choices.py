@@ -12,7 +12,7 @@ import typer
 def main(
     megabytes: Annotated[int, typer.Option(min=1, help="Largest size, in MiB.")] = 100,
 ) -> None:
-    """Print what each choice of docs/architecture.md, "Decided by measurement", rests on."""
+    """Print what each choice of docs/measurements.md rests on."""
     subprocess.run([setting.build_program("choices"), str(megabytes << 20)], check=True)
 
 

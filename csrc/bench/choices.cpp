@@ -1,4 +1,4 @@
-// Times, side by side, the ways between which docs/architecture.md ("Decided by measurement")
+// Times, side by side, the ways between which docs/measurements.md
 // chooses. Prints a line per case: medians, and by which factor the chosen way is faster.
 //
 //   choices [bytes]   largest size, 100 MiB unless told

@@ -10,7 +10,7 @@
 namespace hvd_backup {
 
 /// Results from this size on go past the caches, which they would only empty (measured:
-/// docs/architecture.md).
+/// docs/measurements.md).
 constexpr std::size_t kStreamFrom = std::size_t{8} << 20;
 
 /// Takes the lowest free result buffer for round `number`, so that a window costs memory, and cold

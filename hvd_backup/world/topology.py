@@ -85,6 +85,6 @@ def spin_limits(cores: int, ranks: int) -> tuple[int, int]:
     """How often a waiting rank looks, and looks with sched_yield, before it sleeps.
 
     With a core of its own a rank may look for some microseconds; otherwise it would only keep the
-    rank it waits for from running (measured: docs/architecture.md).
+    rank it waits for from running (measured: docs/measurements.md).
     """
     return (2000, 50) if cores >= ranks else (20, 100)
