@@ -29,7 +29,7 @@ class Encoding:
         if self.compression is NoneCompressor:
             return GradientLayout(params, names), [None] * len(params)
         probes = [probe(self.compression, n, p) for n, p in zip(names, params, strict=True)]
-        sent = [form for form, _ in probes]
+        sent = [tensor for tensor, _ in probes]
         return GradientLayout(params, names, sent), [ctx for _, ctx in probes]
 
     def words(self) -> str:
@@ -41,8 +41,8 @@ class Encoding:
         )
 
 
-class Form:
-    """One parameter's: the tensor that travels, to `slot`, and the gradient it came from."""
+class Codec:
+    """Encodes one parameter's gradient, which travels in `slot`, and decodes its result."""
 
     def __init__(self, name: str, slot: torch.Tensor, ctx: Any, encoding: Encoding) -> None:
         self.slot = slot

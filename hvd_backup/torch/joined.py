@@ -27,7 +27,7 @@ class Replicas:
         self._view = view
         self._optimizer = weakref.ref(optimizer)
         self._params = [TensorWeakRef(param) for param in params]
-        self._forms = [(param.shape, param.dtype) for param in params]
+        self._shapes = [(param.shape, param.dtype) for param in params]
 
     def is_gone(self) -> bool:
         """Whether there is no optimizer any more that could step."""
@@ -48,9 +48,9 @@ class Replicas:
         optimizer = self._optimizer()
         params = [reference() for reference in self._params]
         there = channel.comm.bcast([param is not None for param in params], root=root)
-        for param, form, is_there in zip(params, self._forms, there, strict=True):
+        for param, (shape, dtype), is_there in zip(params, self._shapes, there, strict=True):
             if is_there:
-                whole = param if param is not None else torch.empty(form[0], dtype=form[1])
+                whole = param if param is not None else torch.empty(shape, dtype=dtype)
                 share_tensors([whole], channel, root)
         mine = optimizer.state_dict() if optimizer is not None else None
         state, problem = share_state(mine, channel, root)

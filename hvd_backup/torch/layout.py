@@ -76,26 +76,26 @@ class GradientLayout:
     ) -> None:
         counts: dict[torch.dtype, int] = {}
         sent = params if sent is None else sent
-        for name, param, form in zip(names, params, sent, strict=True):
-            _check(name, param, form)
-            counts.setdefault(form.dtype, 0)
+        for name, param, sent_as in zip(names, params, sent, strict=True):
+            _check(name, param, sent_as)
+            counts.setdefault(sent_as.dtype, 0)
         self._dtypes = list(counts)
-        self._topology: list[_Place] = []
-        for form in sent:
-            offset = counts[form.dtype]
-            flat = self._dtypes.index(form.dtype)
-            self._topology.append(_Place(flat, offset, form.size(), _dense_stride(form)))
-            per_line = _ALIGN // form.element_size()
-            counts[form.dtype] = -(-(offset + form.numel()) // per_line) * per_line
+        self._places: list[_Place] = []
+        for sent_as in sent:
+            offset = counts[sent_as.dtype]
+            flat = self._dtypes.index(sent_as.dtype)
+            self._places.append(_Place(flat, offset, sent_as.size(), _dense_stride(sent_as)))
+            per_line = _ALIGN // sent_as.element_size()
+            counts[sent_as.dtype] = -(-(offset + sent_as.numel()) // per_line) * per_line
         self._rows = [
-            param.size(0) if rows and param is form and param.dim() > 1 else 0
-            for param, form in zip(params, sent, strict=True)
+            param.size(0) if rows and param is sent_as and param.dim() > 1 else 0
+            for param, sent_as in zip(params, sent, strict=True)
         ]
         self.flats = [(_DTYPES[dtype], counts[dtype]) for dtype in self._dtypes]
         self.flats.append(("float32", 2 * len(params) + sum(self._rows)))
         self.signature = [
-            (name, _DTYPES[form.dtype], tuple(form.shape), place.stride)
-            for name, form, place in zip(names, sent, self._topology, strict=True)
+            (name, _DTYPES[sent_as.dtype], tuple(sent_as.shape), place.stride)
+            for name, sent_as, place in zip(names, sent, self._places, strict=True)
         ]
 
     def typed(self, flats: Flats) -> list[torch.Tensor]:
@@ -110,13 +110,13 @@ class GradientLayout:
         typed = self.typed(flats)
         return [
             typed[place.flat].as_strided(place.size, place.stride, place.offset)
-            for place in self._topology
+            for place in self._places
         ]
 
     def marks(self, flats: Flats) -> Marks:
         """Views of the last buffer."""
         words = flats[-1].view(np.float32)
-        count = len(self._topology)
+        count = len(self._places)
         rows: list[npt.NDArray[np.float32] | None] = []
         at = 2 * count
         for length in self._rows:
@@ -129,7 +129,7 @@ class GradientLayout:
         wanted, runs = set(indices), []
         for flat, dtype in enumerate(self._dtypes):
             run: Run | None = None
-            for i, place in enumerate(self._topology):
+            for i, place in enumerate(self._places):
                 if place.flat != flat:
                     continue
                 if i not in wanted:
@@ -144,10 +144,10 @@ class GradientLayout:
         return runs
 
 
-def _check(name: str, param: torch.Tensor, form: torch.Tensor) -> None:
-    if form.dtype not in _DTYPES or param.dtype not in _DTYPES:
+def _check(name: str, param: torch.Tensor, sent_as: torch.Tensor) -> None:
+    if sent_as.dtype not in _DTYPES or param.dtype not in _DTYPES:
         known = ", ".join(_DTYPES.values())
-        what = f"is {param.dtype}" if form is param else f"travels as {form.dtype}"
+        what = f"is {param.dtype}" if sent_as is param else f"travels as {sent_as.dtype}"
         raise TypeError(f"parameter {name!r} {what}; gradients can be one of {known}")
     if param.device.type not in ("cpu", "cuda"):
         raise TypeError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils.weak import TensorWeakRef
 
-from hvd_backup.torch.encoding import Form
+from hvd_backup.torch.encoding import Codec
 
 Given = Callable[[torch.Tensor], torch.Tensor | None]
 
@@ -23,22 +23,22 @@ class Means:
     """
 
     def __init__(
-        self, params: Sequence[torch.Tensor], forms: Sequence[Form], given: Given = lambda _: None
+        self, params: Sequence[torch.Tensor], codecs: Sequence[Codec], given: Given = lambda _: None
     ) -> None:
-        self.params, self.forms = params, forms
+        self.params, self.codecs = params, codecs
         self._given = given
         self._left: dict[int, TensorWeakRef] = {}
 
     def tensor(self, i: int) -> torch.Tensor:
         """Parameter i's, with whatever numbers; the parameter's grad may be None after it."""
-        param, form = self.params[i], self.forms[i]
+        param, codec = self.params[i], self.codecs[i]
         grad = param.grad
-        if grad is not None and self._lasts(i, param, grad) and _alike(grad, param, form):
+        if grad is not None and self._lasts(i, param, grad) and _alike(grad, param, codec):
             self._left[i] = TensorWeakRef(grad)
             return grad
         # First give up the old one: if nobody keeps it, the allocator gives its memory again.
         param.grad = grad = None
-        made = empty(param, form)
+        made = empty(param, codec)
         self._left[i] = TensorWeakRef(made)
         return made
 
@@ -67,29 +67,29 @@ class Means:
         return (left is not None and left() is grad) or self._given(param) is grad
 
 
-def _alike(grad: torch.Tensor, param: torch.Tensor, form: Form) -> bool:
+def _alike(grad: torch.Tensor, param: torch.Tensor, codec: Codec) -> bool:
     """Whether a mean can be written to it."""
     return (
         grad.layout == torch.strided
-        and grad.dtype == form.slot.dtype
+        and grad.dtype == codec.slot.dtype
         and grad.device == param.device
-        and grad.size() == form.slot.size()
+        and grad.size() == codec.slot.size()
         and not grad.requires_grad
     )
 
 
-def fits(tensor: torch.Tensor, param: torch.Tensor, form: Form) -> bool:
+def fits(tensor: torch.Tensor, param: torch.Tensor, codec: Codec) -> bool:
     """Whether it lies in memory as the parameter's place in the slot."""
     return (
         tensor.layout == torch.strided
-        and tensor.dtype == form.slot.dtype
+        and tensor.dtype == codec.slot.dtype
         and tensor.device == param.device
-        and tensor.size() == form.slot.size()
-        and tensor.stride() == form.slot.stride()
+        and tensor.size() == codec.slot.size()
+        and tensor.stride() == codec.slot.stride()
     )
 
 
-def empty(param: torch.Tensor, form: Form) -> torch.Tensor:
+def empty(param: torch.Tensor, codec: Codec) -> torch.Tensor:
     """A tensor that does."""
-    slot = form.slot
+    slot = codec.slot
     return torch.empty_strided(slot.size(), slot.stride(), dtype=slot.dtype, device=param.device)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from hvd_backup.rounds.exchange import Exchange
-from hvd_backup.torch.encoding import Form
+from hvd_backup.torch.encoding import Codec
 from hvd_backup.torch.layout import GradientLayout, Marks
 from hvd_backup.torch.means import Means
 
@@ -37,11 +37,11 @@ class OnHost:
         rows = layout.marks(exchange.slots).rows
         # What a late gradient is added to has more rows than this rank knows of.
         folds = exchange.options.late == "carry"
-        self._params, forms = means.params, means.forms
-        self._forms = forms
+        self._params, codecs = means.params, means.codecs
+        self._codecs = codecs
         self._layout = layout
         self._exchange = exchange
-        self._carriers = {i: Carrier(forms[i], rows[i], folds, view) for i in indices}
+        self._carriers = {i: Carrier(codecs[i], rows[i], folds, view) for i in indices}
         self._view = view
         self._means = means
         self._views: dict[int, tuple[list[torch.Tensor], Marks]] = {}
@@ -66,15 +66,15 @@ class OnHost:
         results, marks = self._results()
         dense, sparse = (marks.dense > 0).tolist(), (marks.sparse > 0).tolist()
         for i in self._carriers:
-            param, form = self._params[i], self._forms[i]
+            param, codec = self._params[i], self._codecs[i]
             if dense[i] and self._view:
-                param.grad = form.dense(results[i], param)
-            elif dense[i] and form.as_it_is:
+                param.grad = codec.dense(results[i], param)
+            elif dense[i] and codec.as_it_is:
                 param.grad = self._means.tensor(i).copy_(results[i])
             elif dense[i]:  # a compressor may keep what it is given, or return it
-                param.grad = self._means.put(i, form.dense(results[i].clone(), param))
+                param.grad = self._means.put(i, codec.dense(results[i].clone(), param))
             elif sparse[i]:
-                param.grad = form.sparse(results[i], marks.rows[i], param)
+                param.grad = codec.sparse(results[i], marks.rows[i], param)
             else:
                 param.grad = None
 
@@ -105,10 +105,10 @@ class Carrier:
     """One parameter's place in the slot, and what is in it."""
 
     def __init__(
-        self, form: Form, marks: npt.NDArray[np.float32] | None, folds: bool, view: bool
+        self, codec: Codec, marks: npt.NDArray[np.float32] | None, folds: bool, view: bool
     ) -> None:
-        self._form = form
-        self._slot = form.slot
+        self._codec = codec
+        self._slot = codec.slot
         self._rows = None if marks is None else torch.from_numpy(marks)
         self._folds = folds
         self._view = view
@@ -117,10 +117,10 @@ class Carrier:
         self._marked = False  # whether some of the rows' places are not zero
 
     def early(self, param: torch.Tensor) -> None:
-        """Move the gradient, unless it changes form on its way."""
+        """Move the gradient, unless it is encoded on its way."""
         grad = param.grad
         assert grad is not None
-        if self._form.as_it_is and grad.layout == torch.strided and not self._holds(grad):
+        if self._codec.as_it_is and grad.layout == torch.strided and not self._holds(grad):
             self._move(param, grad)
 
     def stage(self, param: torch.Tensor, grad: torch.Tensor | None) -> None:
@@ -129,8 +129,8 @@ class Carrier:
             self._clear()
         elif grad.layout != torch.strided:
             self._put_sparse(grad)
-        elif not self._view or not self._form.as_it_is:
-            self._put(self._form.compressed(grad.detach()))
+        elif not self._view or not self._codec.as_it_is:
+            self._put(self._codec.compressed(grad.detach()))
         elif not self._holds(grad):
             self._move(param, grad)
 
@@ -151,7 +151,7 @@ class Carrier:
 
     def _put_sparse(self, grad: torch.Tensor) -> None:
         if self._rows is None or grad.sparse_dim() != 1:
-            self._put(self._form.compressed(grad.to_dense()))
+            self._put(self._codec.compressed(grad.to_dense()))
             if self._rows is not None:  # of a gradient that is sparse in more than its rows
                 self._rows[grad.coalesce().indices()[0]] = 1.0
                 self._marked = True

@@ -36,7 +36,7 @@ class Packed(ABC):
         exchange: Exchange,
         indices: Sequence[int],
     ) -> None:
-        self._params, self._forms = means.params, means.forms
+        self._params, self._codecs = means.params, means.codecs
         self._layout = layout
         self._exchange = exchange
         self._device = self._params[indices[0]].device
@@ -95,15 +95,15 @@ class Packed(ABC):
 
     def _to_pack(self, i: int, grad: torch.Tensor | None) -> torch.Tensor | None:
         """What travels, as it will lie in the slot; None if there is no gradient."""
-        param, form = self._params[i], self._forms[i]
+        param, codec = self._params[i], self._codecs[i]
         self._mark_rows(i, grad)
         if grad is None:
             return None
         grad = grad.detach()
-        sent = form.compressed(grad.to_dense() if grad.layout != torch.strided else grad)
-        if fits(sent, param, form):
+        sent = codec.compressed(grad.to_dense() if grad.layout != torch.strided else grad)
+        if fits(sent, param, codec):
             return sent
-        return empty(param, form).copy_(sent)
+        return empty(param, codec).copy_(sent)
 
     def _mark_rows(self, i: int, grad: torch.Tensor | None) -> None:
         """Say of which rows a sparse gradient is."""
@@ -120,22 +120,22 @@ class Packed(ABC):
 
     def _target(self, i: int, dense: bool, sparse: bool) -> torch.Tensor | None:
         """What the result is unpacked to: a tensor that the user has never seen, or p.grad."""
-        param, form = self._params[i], self._forms[i]
+        param, codec = self._params[i], self._codecs[i]
         if not (dense or sparse):
             param.grad = None
             return None
-        if not (form.as_it_is and dense):
-            return empty(param, form)
+        if not (codec.as_it_is and dense):
+            return empty(param, codec)
         target = self._means.tensor(i)
-        if not fits(target, param, form):  # somebody's own, with strides of its own
-            return empty(param, form)
+        if not fits(target, param, codec):  # somebody's own, with strides of its own
+            return empty(param, codec)
         use_on_current_stream(target)
         return target
 
     def _gradient(self, i: int, target: torch.Tensor, dense: bool, marks: Marks) -> torch.Tensor:
-        param, form = self._params[i], self._forms[i]
+        param, codec = self._params[i], self._codecs[i]
         if dense:
-            if form.as_it_is:
+            if codec.as_it_is:
                 return self._means.write(i, target)
-            return self._means.put(i, form.dense(target, param))
-        return form.sparse(target, marks.rows[i], param)
+            return self._means.put(i, codec.dense(target, param))
+        return codec.sparse(target, marks.rows[i], param)

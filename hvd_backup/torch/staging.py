@@ -11,7 +11,7 @@ from hvd_backup.config import Config
 from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.rounds.mapped_memory import Wish
 from hvd_backup.torch.device import by_device
-from hvd_backup.torch.encoding import Encoding, Form
+from hvd_backup.torch.encoding import Codec, Encoding
 from hvd_backup.torch.layout import GradientLayout
 from hvd_backup.torch.mapped import Mapped, wish
 from hvd_backup.torch.means import Given, Means
@@ -46,11 +46,11 @@ class Staging:
         self._flats = layout.typed(exchange.slots)
         self._marks = layout.marks(exchange.slots)
         slots = layout.gradients(exchange.slots)
-        self._forms = [
-            Form(name, slot, ctx, encoding)
+        self._codecs = [
+            Codec(name, slot, ctx, encoding)
             for name, slot, ctx in zip(names, slots, contexts, strict=True)
         ]
-        means = Means(self.params, self._forms, given)
+        means = Means(self.params, self._codecs, given)
         self._encoding: list[OnHost | Packed] = []
         self._way_of: dict[int, OnHost | Packed] = {}
         self._mapped: Mapped | None = None
@@ -113,8 +113,8 @@ class Staging:
         """The first parameter whose staged gradient is not, in words with numbers."""
         if self._mapped is not None:
             self._mapped.show_slot()
-        for name, form in zip(self._names, self._forms, strict=True):
-            slot = form.slot
+        for name, codec in zip(self._names, self._codecs, strict=True):
+            slot = codec.slot
             if count := slot.numel() - int(torch.isfinite(slot).sum()):
                 nans = int(torch.isnan(slot).sum())
                 return (

@@ -11,7 +11,7 @@ import hvd_backup.torch as hvd
 from hvd_backup.rounds.exchange import Exchange
 from hvd_backup.torch import staging
 from hvd_backup.torch.compression import Compression
-from hvd_backup.torch.encoding import Encoding, Form
+from hvd_backup.torch.encoding import Codec, Encoding
 from hvd_backup.torch.means import Means
 from hvd_backup.torch.on_host import OnHost
 from hvd_backup.torch.staged import Staged
@@ -81,11 +81,11 @@ def test_some_parameters_can_be_staged_and_others_be_in_place():
     layout, contexts = kind.plan(params, names)
     with runtime.current().failing_together():
         exchange = Exchange(layout.flats, name="mixed", signature=layout.signature)
-    forms = [
-        Form(name, slot, ctx, kind)
+    codecs = [
+        Codec(name, slot, ctx, kind)
         for name, slot, ctx in zip(names, layout.gradients(exchange.slots), contexts, strict=True)
     ]
-    means = Means(params, forms)
+    means = Means(params, codecs)
     ways = [
         Staged(means, layout, exchange, [0, 1, 4], pin=False),
         OnHost(means, layout, exchange, [2, 3]),
