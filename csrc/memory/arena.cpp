@@ -145,7 +145,8 @@ std::atomic<std::uint64_t>& Arena::chunk_done(int buffer, std::size_t chunk) con
 Bell& Arena::released_bell() const { return header().released; }
 
 std::uint64_t Arena::released_by_all() const {
-  std::uint64_t least = spans_nodes() ? service().released.load(std::memory_order_acquire) : kUnbounded;
+  std::uint64_t least =
+      spans_nodes() ? service().released.load(std::memory_order_acquire) : kUnbounded;
   for (const int rank : ranks_) {
     least = std::min(least, member(rank).released.load(std::memory_order_acquire));
   }

@@ -450,7 +450,7 @@ def _total_bytes(layout: Sequence[tuple[str, int]]) -> int:
 
 
 def chunk_bytes(layout: Sequence[tuple[str, int]], nodes: int, hosts: int) -> int:
-    """Bytes that one helper reduces at a time, or one message has (measured: docs/measurements.md)."""
+    """Bytes that one helper reduces at a time, or one message has; see docs/measurements.md."""
     nbytes = _total_bytes(layout)
     if nodes == 1:
         return 64 * 1024 if nbytes <= 4 << 20 else 256 * 1024
