@@ -16,6 +16,7 @@ from hvd_backup.config import HOST_ROOM, RoundOptions
 from hvd_backup.phrases import death, ranks_text, title
 from hvd_backup.rounds import mapped_memory, reports
 from hvd_backup.rounds.absence import Replicas, close_what_is_gone
+from hvd_backup.rounds.layout import ITEMSIZE
 from hvd_backup.rounds.policy import policy_of
 from hvd_backup.rounds.reports import Round, Stats
 from hvd_backup.world import runtime
@@ -32,8 +33,6 @@ _ENDING_S = 5.0
 # MPI over TCP sends messages of less than 64 KB at once. Others ask first, and the answer queues
 # behind what the other side sends.
 _EAGER = 60 * 1024
-
-_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 class Exchange:
@@ -69,8 +68,8 @@ class Exchange:
     ) -> None:
         world = world or runtime.current()
         for dtype, _ in layout:
-            if dtype not in _ITEMSIZE:
-                known = ", ".join(_ITEMSIZE)
+            if dtype not in ITEMSIZE:
+                known = ", ".join(ITEMSIZE)
                 raise TypeError(f"{name}: dtype {dtype} cannot be averaged; use one of {known}")
         nbytes = _total_bytes(layout)
         self.options = RoundOptions.resolve(
@@ -446,7 +445,7 @@ class Exchange:
 
 
 def _total_bytes(layout: Sequence[tuple[str, int]]) -> int:
-    return sum(_ITEMSIZE[dtype] * count for dtype, count in layout)
+    return sum(ITEMSIZE[dtype] * count for dtype, count in layout)
 
 
 def chunk_bytes(layout: Sequence[tuple[str, int]], nodes: int, hosts: int) -> int:
@@ -455,7 +454,7 @@ def chunk_bytes(layout: Sequence[tuple[str, int]], nodes: int, hosts: int) -> in
     if nodes == 1:
         return 64 * 1024 if nbytes <= 4 << 20 else 256 * 1024
     most = _EAGER if nodes == hosts else 256 * 1024
-    if any(_ITEMSIZE[dtype] == 2 for dtype, _ in layout):
+    if any(ITEMSIZE[dtype] == 2 for dtype, _ in layout):
         most = most // 2 // 4096 * 4096  # sums of halves travel as float32
     share = -(-nbytes // nodes // 4096) * 4096  # something to own for every node
     return min(max(share, 16 * 1024), most)

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_backup import errors
+from hvd_backup.rounds.layout import ALIGN, FlatLayout, MarkLayout
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
-
-_ALIGN = 64  # bytes; TensorFlow takes numpy memory without a copy if it is so aligned
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,8 @@ class GradientSpec:
         return f"{'sparse ' if self.sparse else ''}{self.dtype}{list(self.shape)}"
 
 
-GradientSpecs = Sequence[
-    GradientSpec | None
-]  # one per variable; None: no gradient of it can travel
+# One per variable; None: no gradient of it can travel.
+GradientSpecs = Sequence[GradientSpec | None]
 Kind = bool | None  # of a gradient: sparse, dense or, with None, not there
 
 
@@ -75,35 +73,29 @@ class Layout:
 
     def __init__(self, specs: GradientSpecs) -> None:
         self.specs = list(specs)
-        counts: dict[str, int] = {}
+        flat_layout = FlatLayout()
         self._offsets: dict[int, int] = {}  # variable -> elements
         dense = [i for i, spec in enumerate(specs) if spec is not None and not spec.sparse]
         tables = [i for i, spec in enumerate(specs) if spec is not None and spec.sparse]
-        self._place(dense, counts)
-        self.dense_counts = list(counts.values())
-        self._place(tables, counts)
-        self._dtypes = list(counts)
-        self.dense_counts += [0] * (len(counts) - len(self.dense_counts))
-        self._memory = [Memory() for _ in counts]
-        self._rows: dict[int, int] = {}
-        flags = len(self.specs)
-        for i in tables:
-            self._rows[i] = flags
-            flags += self._spec(i).shape[0]
-        self.flats = [*counts.items(), ("float32", flags)]
+        self._place(dense, flat_layout)
+        self.dense_counts = [count for _, count in flat_layout.flats]
+        self._place(tables, flat_layout)
+        self._dtypes = [dtype for dtype, _ in flat_layout.flats]
+        self.dense_counts += [0] * (len(self._dtypes) - len(self.dense_counts))
+        self._memory = [Memory() for _ in self._dtypes]
+        rows = [spec.shape[0] if spec is not None and spec.sparse else 0 for spec in specs]
+        self._marks = MarkLayout(rows)
+        self.flats = [*flat_layout.flats, ("float32", self._marks.count)]
 
     def _spec(self, i: int) -> GradientSpec:
         spec = self.specs[i]
         assert spec is not None
         return spec
 
-    def _place(self, variables: list[int], counts: dict[str, int]) -> None:
+    def _place(self, variables: list[int], flat_layout: FlatLayout) -> None:
         for i in variables:
             spec = self._spec(i)
-            offset = counts.get(spec.dtype, 0)
-            self._offsets[i] = offset
-            per_line = _ALIGN // dtype_of(spec.dtype).itemsize
-            counts[spec.dtype] = -(-(offset + spec.size) // per_line) * per_line
+            self._offsets[i] = flat_layout.add(spec.dtype, spec.size).offset
 
     def gradients(self, flats: Sequence[Bytes]) -> list[Array | None]:
         """Views of the buffers, one per variable, with its shape; None where none can travel."""
@@ -132,12 +124,16 @@ class Layout:
 
     def present(self, flats: Sequence[Bytes]) -> npt.NDArray[np.float32]:
         """View: a number per variable, 1 in a contribution if it has a gradient."""
-        return flats[-1].view(np.float32)[: len(self.specs)]
+        return self._marks.of_kind(flats[-1])
 
     def touched(self, flats: Sequence[Bytes]) -> dict[int, npt.NDArray[np.float32]]:
         """Views: for each sparse variable a number per row, 1 in a contribution if it has it."""
-        flags = flats[-1].view(np.float32)
-        return {i: flags[first : first + self._spec(i).shape[0]] for i, first in self._rows.items()}
+        views = self._marks.of_rows(flats[-1])
+        return {
+            i: view if view is not None else np.empty(0, np.float32)
+            for i, view in enumerate(views)
+            if (spec := self.specs[i]) is not None and spec.sparse
+        }
 
 
 class Memory:
@@ -154,7 +150,7 @@ class Memory:
         for i in range(len(self._owners)):
             if _references(self._owners, i) == _ALONE:
                 return _aligned_part(self._owners[i], nbytes)
-        self._owners.append(np.empty(nbytes + _ALIGN, np.uint8))
+        self._owners.append(np.empty(nbytes + ALIGN, np.uint8))
         del self._owners[:-_SPARE]  # who keeps results keeps their memory; we need not
         return _aligned_part(self._owners[-1], nbytes)
 
@@ -168,7 +164,7 @@ _ALONE = _references([np.empty(0, np.uint8)], 0)
 
 
 def _aligned_part(memory: Bytes, nbytes: int) -> Bytes:
-    first = -memory.ctypes.data % _ALIGN
+    first = -memory.ctypes.data % ALIGN
     return memory[first : first + nbytes]
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hvd_backup.rounds.layout import FlatLayout, MarkLayout
+
 Flats = list[npt.NDArray[np.uint8]]
 
 _DTYPES = {
@@ -17,7 +19,6 @@ _DTYPES = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
-_ALIGN = 64  # bytes; vector loads of whatever reads a gradient
 
 
 @dataclass(frozen=True)
@@ -74,25 +75,23 @@ class GradientLayout:
         *,
         rows: bool = True,
     ) -> None:
-        counts: dict[torch.dtype, int] = {}
         sent = params if sent is None else sent
         for name, param, sent_as in zip(names, params, sent, strict=True):
             _check(name, param, sent_as)
-            counts.setdefault(sent_as.dtype, 0)
-        self._dtypes = list(counts)
+        flat_layout = FlatLayout()
         self._places: list[_Place] = []
         for sent_as in sent:
-            offset = counts[sent_as.dtype]
-            flat = self._dtypes.index(sent_as.dtype)
+            flat, offset = flat_layout.add(_DTYPES[sent_as.dtype], sent_as.numel())
             self._places.append(_Place(flat, offset, sent_as.size(), _dense_stride(sent_as)))
-            per_line = _ALIGN // sent_as.element_size()
-            counts[sent_as.dtype] = -(-(offset + sent_as.numel()) // per_line) * per_line
-        self._rows = [
-            param.size(0) if rows and param is sent_as and param.dim() > 1 else 0
-            for param, sent_as in zip(params, sent, strict=True)
-        ]
-        self.flats = [(_DTYPES[dtype], counts[dtype]) for dtype in self._dtypes]
-        self.flats.append(("float32", 2 * len(params) + sum(self._rows)))
+        self._dtypes = list(dict.fromkeys(sent_as.dtype for sent_as in sent))
+        self._marks = MarkLayout(
+            [
+                param.size(0) if rows and param is sent_as and param.dim() > 1 else 0
+                for param, sent_as in zip(params, sent, strict=True)
+            ],
+            kinds=2,
+        )
+        self.flats = [*flat_layout.flats, ("float32", self._marks.count)]
         self.signature = [
             (name, _DTYPES[sent_as.dtype], tuple(sent_as.shape), place.stride)
             for name, sent_as, place in zip(names, sent, self._places, strict=True)
@@ -115,14 +114,8 @@ class GradientLayout:
 
     def marks(self, flats: Flats) -> Marks:
         """Views of the last buffer."""
-        words = flats[-1].view(np.float32)
-        count = len(self._places)
-        rows: list[npt.NDArray[np.float32] | None] = []
-        at = 2 * count
-        for length in self._rows:
-            rows.append(words[at : at + length] if length else None)
-            at += length
-        return Marks(words[:count], words[count : 2 * count], rows)
+        last, marks = flats[-1], self._marks
+        return Marks(marks.of_kind(last, 0), marks.of_kind(last, 1), marks.of_rows(last))
 
     def runs(self, indices: Sequence[int]) -> list[Run]:
         """The places of some parameters, in as few runs as can be."""
