@@ -138,8 +138,7 @@ class _Seat:
         self._arrived = True
 
     def _finish(self) -> None:
-        round_ = self.exchange.wait()
-        self.exchange.stats.abstained += round_.contributed
+        self.exchange.wait()
         self._arrived = False
 
 

@@ -103,6 +103,7 @@ class Exchange:
         self._stall = Stall(world.config.stall_warning)
         self._warned_of_window = False
         self._is_over = False  # an error has ended a call: the ranks' rounds match no more
+        self._abstains = False  # this rank's weight in the round is 0
         self._written_to = -1  # the buffer whose views were handed out
         self._can_be_absent = False
         self.replicas: Replicas | None = None
@@ -210,7 +211,7 @@ class Exchange:
         Raises ValueError for a weight that is neither 0 nor between 1e-30 and 1e30, before anything
         is sent.
         """
-        self._begin()
+        self._begin(abstains=weight == 0)
         try:
             return self._core.arrive(weight)
         except BaseException as error:  # noqa: BLE001
@@ -244,7 +245,7 @@ class Exchange:
 
     def arrive_and_wait(self, weight: float = 1.0) -> Round:
         """``arrive()`` and ``wait()`` in one call, which takes less time."""
-        self._begin()
+        self._begin(abstains=weight == 0)
         try:
             round_ = self._core.arrive_and_wait(weight)
             self._record(round_)
@@ -305,8 +306,9 @@ class Exchange:
         if self._runtime.end:
             raise errors.Error(self._runtime.end)
 
-    def _begin(self) -> None:
+    def _begin(self, *, abstains: bool = False) -> None:
         self.check_open()
+        self._abstains = abstains
         if self._is_over:
             self._runtime.board.check()
         if self._written_to >= 0:
@@ -316,6 +318,8 @@ class Exchange:
 
     def _record(self, round_: Round) -> None:
         self.stats.add(round_)
+        if self._abstains and round_.contributed:
+            self.stats.abstained += 1
         self._runtime.went_through(self._call, self)
         if round_.waited_for_window_s > 0.01 and not self._warned_of_window:
             self._warn_of_window(round_)

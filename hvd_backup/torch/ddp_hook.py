@@ -244,8 +244,6 @@ class DdpHook:
         waiting, self._waiting = self._waiting, []
         self._buckets.stage()
         self.last_round = exchange.arrive_and_wait(self.weight)
-        if self.weight == 0 and self.last_round.contributed:
-            exchange.stats.abstained += 1
         self._buckets.load()
         for answer, bucket in waiting:
             answer.set_result(bucket.buffer())

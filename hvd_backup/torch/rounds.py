@@ -249,8 +249,6 @@ class Rounds:
         weight = self._weight()
         round_ = exchange.arrive_and_wait(weight)
         self._counted = weight > 0
-        if weight == 0 and round_.contributed:
-            exchange.stats.abstained += 1
         return round_
 
     def _weight(self) -> float:

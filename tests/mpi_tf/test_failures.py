@@ -113,4 +113,5 @@ def test_a_step_without_any_gradient_is_an_error_on_every_rank():
     optimizer.apply([tf.ones(1), None])
     assert float(variable.numpy()[0]) == before
     assert int(optimizer.iterations.numpy()) == 2
+    assert optimizer.stats().abstained == int(optimizer.last_round.contributed)
     optimizer.close()
