@@ -118,9 +118,10 @@ both; tests hold the collectives of PyTorch against an installed Horovod.
 - **Names.** Calls are matched by their names, in whatever order each rank makes them; calls without
   one are counted. Ranks that call different things under one name, or that all wait for different
   names, raise `Mismatch`, a `HorovodInternalError`, on every rank. In Horovod the latter hang.
-- **Asynchronous calls** are put down when they are made and done when all ranks of the set wait for
-  some call, `poll` or `synchronize`: nothing runs in the background, so they do not overlap with
-  computing. (`DistributedOptimizer` does not go this way.) Leave their tensors alone until then.
+- **Asynchronous calls** are registered when they are made. They are done when all ranks of the set
+  wait for some call, in `poll` or `synchronize`. Nothing runs in the background, so they do not
+  overlap with computing. (`DistributedOptimizer` does not go this way.) Leave their tensors alone
+  until then.
   Ranks that share several process sets, or make optimizer steps in between, wait for their calls in
   the same order.
 - **Numbers.** Integers are averaged and scaled in float64 and cut off, as in Horovod. float16 and

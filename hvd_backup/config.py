@@ -73,7 +73,7 @@ class Config:
     """``HVD_BACKUP_INTERFACE``: network interface of rank 0's host at which the other nodes reach
     its coordinator; empty: any that works."""
     node_size: int | None = None
-    """``HVD_BACKUP_NODE_SIZE``: splits each host into nodes of so many ranks, for tests."""
+    """``HVD_BACKUP_NODE_SIZE``: splits each host into nodes of this many ranks, for tests."""
     device_path: str = "staged"
     """``HVD_BACKUP_DEVICE_PATH``: how gradients on GPUs travel: "staged", by way of the host, or
     "mapped", in memory of the GPUs that all ranks map, where that can be. No GPU has run the latter
@@ -88,7 +88,7 @@ class Config:
     chance."""
 
     stall_warning: float = 60.0
-    """``HOROVOD_STALL_CHECK_TIME_SECONDS``: after so many seconds a wait logs whom it waits for;
+    """``HOROVOD_STALL_CHECK_TIME_SECONDS``: seconds after which a wait logs the missing ranks;
     0, or ``HOROVOD_STALL_CHECK_DISABLE=1``: never."""
     log_level: int | None = None
     """``HOROVOD_LOG_LEVEL``: trace, debug, info, warning, error, fatal; None: as logging has it."""

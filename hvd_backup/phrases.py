@@ -57,7 +57,7 @@ def failure(rank: int, what: str) -> str:
 
 
 def last_round(completed: int, whose: str, where: str) -> str:
-    """These ranks are known to have completed so many rounds of a collective."""
+    """`whose` ranks are known to have completed `completed` rounds of the collective `where`."""
     last = f"round {completed - 1}" if completed else "none so far"
     return f"the last round of {where} that {whose} are known to have completed is {last}"
 

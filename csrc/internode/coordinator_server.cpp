@@ -33,7 +33,7 @@ std::vector<Frame> CoordinatorServer::take(const Frame& frame, Nanoseconds now) 
       return {frame};
     default:
       throw InvalidMessage("a message of kind " + std::to_string(frame.kind) +
-                           " is none for the coordinator");
+                           " is not one for the coordinator");
   }
 }
 

@@ -16,8 +16,8 @@ enum class Message : std::uint32_t {
   seal,     ///< to all nodes: Seal
   so_far,   ///< to all nodes: NodeReport of who has arrived in a round that stays open
   lagging,  ///< by way of the coordinator to all: NodeReport of who keeps a window full
-  left,     ///< likewise: the rank that has left, an int32
-  status,   ///< likewise, of no collective: a status of the board, behind its number and flags
+  left,     ///< between both: the rank that has left, an int32
+  status,   ///< between both, of no collective: a rank's number and flags, then its status
 };
 
 Frame make_frame(Message kind, std::uint32_t channel, std::vector<std::byte> payload);

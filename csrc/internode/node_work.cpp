@@ -226,7 +226,7 @@ void NodeWork::deliver(const Frame& frame) {
   } else if (kind == Message::left) {
     std::int32_t rank = -1;
     if (bytes == sizeof rank) std::memcpy(&rank, data, sizeof rank);
-    if (rank < 0 || rank >= world) throw InvalidMessage("a rank that is none has left");
+    if (rank < 0 || rank >= world) throw InvalidMessage("a rank outside the world has left");
     interchange.take_left(rank);
   } else {
     throw InvalidMessage("a message of kind " + std::to_string(frame.kind));
@@ -248,7 +248,7 @@ void NodeWork::take_status(const Frame& frame) {
     std::memcpy(&head, frame.payload.data(), sizeof head);
   }
   if (head.rank < 0 || head.rank >= parts_.nodes.world()) {
-    throw InvalidMessage("a status that is none");
+    throw InvalidMessage("a status of a rank outside the world");
   }
   if (parts_.nodes.of(head.rank) != parts_.node) {
     parts_.board.write(head.rank, frame.payload.data() + sizeof head,

@@ -52,7 +52,7 @@ class PageMap {
   int fd_;
 };
 
-/// Addresses for so many bytes, from a huge page on, where nothing is mapped yet; or nullptr.
+/// Addresses for `bytes` bytes, from a huge page on, where nothing is mapped yet; or nullptr.
 std::byte* reserve(std::size_t bytes) {
   const std::size_t room = round_up(bytes, page_size());
   void* const mapped =

@@ -34,7 +34,7 @@ class RoundLedger {
   void open(RoundNumber number);
 
   /// A contribution of `rank`, computed at `version`, arrives. One of weight 0 abstains: it counts
-  /// for the quorum, lest the others wait for a rank that has nothing to give, not in the mean.
+  /// for the quorum, so that nobody waits for a rank that has nothing to give, but not in the mean.
   /// Throws InvalidArgument for a rank outside the world, a version that is still to come, or a
   /// weight that is negative or not finite.
   Arrival arrive(int rank, RoundNumber version, double weight, Nanoseconds now);

@@ -206,7 +206,7 @@ void bind_policy(py::module_& m) {
       .def_property_readonly("grace", [](const Policy& policy) { return seconds(policy.grace); });
 }
 
-void bind_collective(py::module_& m) {
+void bind_arena_spec(py::module_& m) {
   py::class_<ArenaSpec>(m, "ArenaSpec")
       .def(py::init(&make_spec), py::arg("policy"), py::arg("window"), py::arg("flats"),
            py::arg("chunk_bytes") = 128 * 1024, py::arg("ranks") = std::vector<int>{},
@@ -222,6 +222,9 @@ void bind_collective(py::module_& m) {
       .def_property_readonly("device_bytes", [](const ArenaSpec& spec) {
         return Arena(spec, nullptr).device_bytes();
       });
+}
+
+void bind_collective(py::module_& m) {
   using Handle = CollectiveHandle;
   const auto nogil = py::call_guard<py::gil_scoped_release>();
   py::class_<Handle>(m, "Collective")
@@ -302,6 +305,7 @@ PYBIND11_MODULE(_core, m) {
   bind_round_log(m);
   bind_device(m);  // before what takes a MappedArena
   bind_policy(m);
+  bind_arena_spec(m);
   bind_collective(m);
   bind_nodes(m);
   m.def("exit_without_mpi", &exit_without_mpi, py::arg("wanted"),

@@ -109,14 +109,7 @@ void serve(ServiceHandle& handle, std::uint32_t channel, std::shared_ptr<Segment
   handle.service().add(channel, arena, options, std::move(segment));
 }
 
-}  // namespace
-
-void bind_nodes(py::module_& m) {
-  m.def("own_addresses", &own_addresses, py::arg("interface"));
-  m.def("make_token", [] {
-    const Token token = make_token();
-    return py::bytes(reinterpret_cast<const char*>(token.data()), token.size());
-  });
+void bind_transport(py::module_& m) {
   // NOLINTNEXTLINE(bugprone-unused-raii): it is the module's
   py::class_<DataTransport, std::shared_ptr<DataTransport>>(m, "DataTransport");
   m.def(
@@ -133,6 +126,9 @@ void bind_nodes(py::module_& m) {
       py::arg("communicator"), py::kw_only(), py::arg("isend"), py::arg("issend"), py::arg("irecv"),
       py::arg("test"), py::arg("error_string"), py::arg("byte"), py::arg("request_null"),
       py::arg("handle_bytes"), py::arg("status_bytes"), py::arg("error_string_bytes"));
+}
+
+void bind_doorbell(py::module_& m) {
   py::class_<DoorbellHandle>(m, "Doorbell")
       .def_readonly_static("BYTES", &Doorbell::kBytes)
       .def_static(
@@ -151,6 +147,18 @@ void bind_nodes(py::module_& m) {
           py::arg("segment"), py::arg("path"))
       .def_property_readonly("path", [](const DoorbellHandle& h) { return h.doorbell->path(); })
       .def("ring", [](const DoorbellHandle& h) { h.doorbell->ring(); });
+}
+
+}  // namespace
+
+void bind_nodes(py::module_& m) {
+  m.def("own_addresses", &own_addresses, py::arg("interface"));
+  m.def("make_token", [] {
+    const Token token = make_token();
+    return py::bytes(reinterpret_cast<const char*>(token.data()), token.size());
+  });
+  bind_transport(m);
+  bind_doorbell(m);
   py::class_<ServiceHandle>(m, "NodeService")
       .def(py::init<std::vector<int>, int, const py::bytes&, std::shared_ptr<DataTransport>,
                     const DoorbellHandle&, std::shared_ptr<Segment>,

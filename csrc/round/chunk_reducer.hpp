@@ -42,7 +42,7 @@ class ChunkReducer {
                Output output);
 
   /// Starts with round `number`, to which these ranks of the node contribute. One rank goes
-  /// `first`; the others wait a little for it to choose a buffer, lest each touches one of its own.
+  /// `first`; the others wait a little for it to choose a buffer, so that only one is touched.
   void begin(RoundNumber number, const std::vector<int>& contributors, bool first);
 
   /// Does what work there is. True once all of it is done.

@@ -61,7 +61,7 @@ TEST_CASE("what all must know is passed on; what only the coordinator may say is
   }
   for (const Message kind : {Message::seal, Message::so_far, static_cast<Message>(99)}) {
     CHECK_THROWS_WITH_AS(coordination.take(make_frame(kind, kChannel, {}), 0),
-                         doctest::Contains("is none for the coordinator"), InvalidMessage);
+                         doctest::Contains("is not one for the coordinator"), InvalidMessage);
   }
   CHECK_THROWS_WITH_AS(coordination.take(make_frame(Message::report, kChannel, {}), 0),
                        doctest::Contains("ends too early"), InvalidMessage);

@@ -287,7 +287,7 @@ class LocalRun:
 
 
 def run_without_typer(ranks: int, command: Sequence[str]) -> int:
-    """Start `command` on so many ranks, as ``hvd-backup run --no-mpi`` does by default.
+    """Start `command` on `ranks` ranks, as ``hvd-backup run --no-mpi`` does by default.
 
     For machines without typer (tests/gpu). Returns the exit status.
     """

@@ -21,8 +21,8 @@ Array = npt.NDArray[Any]
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# Plans (slots, window) of the last so many kinds of partial_allreduce are kept. All ranks make the
-# same calls, so they forget the same ones.
+# How many plans (slots, window) of partial_allreduce are kept: those that were used last. All ranks
+# make the same calls, so they forget the same ones.
 _PLANS = 16
 _FLOATS = ("float16", "float32", "float64")
 

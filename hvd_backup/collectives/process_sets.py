@@ -288,7 +288,7 @@ def remove_process_set(process_set: ProcessSet) -> bool:
 
 
 def table_of(process_set: ProcessSet, kind: str) -> Table:
-    """Where calls of that kind are put down for the set.
+    """The table in which calls of that kind are registered for the set.
 
     Raises ValueError if there is no such set, or this rank is not in it.
     """

@@ -36,7 +36,7 @@ class Timeline:
         self._is_empty = True
 
     def record(self, operation: Operation, began: float, ended: float) -> None:
-        """A call that was put down at its ``since``, and done from `began` to `ended`."""
+        """A call that was registered at its ``since``, and done from `began` to `ended`."""
         events = []
         name = operation.name.partition(".noname.")[0]  # calls without one share their kind's lane
         if name not in self._lanes:

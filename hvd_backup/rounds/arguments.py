@@ -32,7 +32,7 @@ def check_op(op: object, gradient_predivide_factor: float, sparse_mean: str) -> 
     if sparse_mean not in SPARSE_MEANS:
         raise ValueError(f"sparse_mean={sparse_mean!r}: use {' or '.join(map(repr, SPARSE_MEANS))}")
     if sparse_mean == "rows" and op == Sum:
-        raise ValueError("sparse_mean='rows' is a mean, and op=Sum is none; leave one of them out")
+        raise ValueError("sparse_mean='rows' is a mean, and op=Sum is not; leave one of them out")
 
 
 def check_groups(

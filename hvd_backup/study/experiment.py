@@ -46,7 +46,7 @@ class Settings:
     learning_rate: per contribution; a run multiplies it by its quorum (linear scaling)
     snapshot_every: rounds between two snapshots of the parameters, tested after the training
     batch_size: images per rank and step
-    test_images: at most so many images of the test set are used
+    test_images: how many images of the test set are used, at most
     """
 
     ranks: int

@@ -24,7 +24,7 @@ AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
 def shares_cores(ranks: int, cores: int) -> bool:
-    """Whether Open MPI may need leave to put so many ranks on one machine.
+    """Whether Open MPI needs an option to put this many ranks on one machine.
 
     `cores` are those that the system shows, which may be hardware threads, two to a core; Open MPI
     counts cores.

@@ -26,7 +26,7 @@ from hvd_backup.world import runtime
 from hvd_backup.world.wire import Average
 
 # A program makes a new tape for each step, and its rounds go on. The ranks of a process set make
-# the same tapes, so that they forget the same rounds: so many of each set are kept. What a graph
+# the same tapes, so that they forget the same rounds. This many of each set are kept. What a graph
 # was traced with is kept as well: the graph goes on calling it.
 _KEPT = 16
 _TRACING = "func_graph_from_py_func"  # TensorFlow's, which calls what is traced

@@ -57,6 +57,6 @@ def parameter_names(
 
 
 def check_on_nonfinite(on_nonfinite: str) -> None:
-    """Raises ValueError for a word that is none."""
+    """Raises ValueError for a word that is not one of them."""
     if on_nonfinite not in ON_NONFINITE:
         raise ValueError(f"on_nonfinite={on_nonfinite!r}: use one of {', '.join(ON_NONFINITE)}")

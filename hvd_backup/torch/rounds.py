@@ -98,7 +98,7 @@ class Rounds:
             self._step_makes_round = True
 
     def set_backward_passes_per_step(self, passes: int) -> None:
-        """From now on so many backward passes add to a gradient before ``step()``."""
+        """From now on `passes` backward passes add to a gradient before ``step()``."""
         arguments.check_passes(passes)
         self._passes.clear()
         self._passes.most = passes

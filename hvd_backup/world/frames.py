@@ -34,7 +34,7 @@ class Decoder:
         self._data = bytearray()
 
     def feed(self, piece: bytes) -> list[Frame]:
-        """The messages that are complete with this piece. Raises BadFrame for what is none."""
+        """The messages that are complete with this piece. Raises BadFrame for bytes that are not one."""
         self._data += piece
         frames = []
         while (frame := self._next()) is not None:

@@ -94,7 +94,7 @@ def load_mpi() -> Any:
 
 
 def way_to_start(size: int) -> str:
-    """What to type to start so many ranks of the MPI that mpi4py loads."""
+    """What to type to start `ranks` ranks of the MPI that mpi4py loads."""
     return mpirun.way_to_start(mpi_library.version(), size)
 
 

@@ -129,7 +129,7 @@ def check(
     """Raise LaunchError if the launcher started several processes that MPI sees as worlds of one.
 
     When MPI's world has several ranks its word counts: a launcher's numbers may rightly differ (a
-    job of several programs, a spawned world). `start` says what to type to start so many ranks of
+    job of several programs, a spawned world). `start` says what to type to start this many ranks of
     this process's MPI.
     """
     if launch.size is None or launch.size <= 1 or mpi_size > 1 or launch.launcher == LOCAL:

@@ -73,7 +73,7 @@ class Runtime:
             _core.exit_without_mpi(True)  # MPI_Finalize would wait for those that did not come
             raise
         self.table = Table(AllRanks(self), Channel(self.comm, self.mpi), range(self.size))
-        """Calls of all ranks that are put down, and not yet done."""
+        """Calls of all ranks that are registered, and not yet done."""
         self.sets: dict[int, Table] = {0: self.table}
         """The tables of the process sets that there are; of other ranks' sets: with no channel."""
         self.next_set = 1

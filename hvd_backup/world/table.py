@@ -1,8 +1,8 @@
-"""Where ranks put down what they want to do together, and do what all of them want.
+"""The table in which ranks register calls, and do those that all ranks have registered.
 
 As in Horovod, calls are matched by their names, in whatever order a rank makes them. Nothing runs
-in the background: calls are put down (``add``), and whoever waits for one (``complete``) meets all
-others; what has been put down by all is done then, in the same order on every rank.
+in the background. A rank registers a call by ``add``. A rank that waits for one (``complete``) meets
+all other ranks; then all do the calls that each of them has registered, in the same order.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Decision(NamedTuple):
 
 
 class Table:
-    """The calls that one process has put down for one set of ranks."""
+    """The calls that one process has registered for one set of ranks."""
 
     def __init__(
         self, participants: Participants, channel: wire.Channel, ranks: Sequence[int]
@@ -174,7 +174,7 @@ class Table:
             self.observer = None
 
     def add(self, operation: Operation) -> Operation:
-        """Put a call down. Raises ValueError if one of that name lies there."""
+        """Register a call. Raises ValueError if one of that name is registered."""
         if not operation.name:
             self._unnamed += 1
             operation.name = f"{operation.kind}.noname.{self._unnamed}"
@@ -190,7 +190,7 @@ class Table:
         return operation
 
     def complete(self, operation: Operation, timeout: float | None = None) -> Any:
-        """Wait until it is done, doing what else all have put down; its result."""
+        """Wait until it is done, and do the other calls that all have registered. Returns its result."""
         limit = self._participants.limit(timeout)
         deadline = time.monotonic() + limit
         try:
@@ -259,7 +259,7 @@ class Table:
             raise
 
     def _act(self, awaited: Operation | None) -> None:
-        """All ranks are here: find out what all have put down, and do it."""
+        """All ranks are here: find out which calls all have registered, and do them."""
         mine = [op.entry(awaited=op is awaited) for op in self._pending.values()]
         rounds = self._participants.rounds()
         told = repr((rounds, [entry[:-1] for entry in mine])).encode()
@@ -298,7 +298,7 @@ class Table:
 
 
 def decide(everybody: Sequence[tuple[int, Sequence[Entry]]], ranks: Sequence[int]) -> Decision:
-    """What is done of what the ranks (`ranks` of the world) have put down, after so many rounds."""
+    """Which registered calls are done, of the ranks `ranks` of the world and their rounds."""
     lists = [{entry.name: entry for entry in entries} for _, entries in everybody]
     here = [i for i, (_, entries) in enumerate(everybody) if not _has_joined(entries)]
     active = here or list(range(len(lists)))

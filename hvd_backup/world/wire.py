@@ -131,7 +131,7 @@ def reducescatter(channel: Channel, part: Typed, how: ReduceOp) -> Array:
 
 
 def shares_of(rows: int, size: int) -> list[int]:
-    """How many of so many rows each rank gets."""
+    """How many of `rows` rows each rank gets."""
     share, rest = divmod(rows, size)
     return [share + (rank < rest) for rank in range(size)]
 
@@ -259,7 +259,7 @@ def _whole(channel: Channel, head: _Head, mine: Message | None, root: int) -> Me
 
 
 def _pieces(count: int, itemsize: int) -> list[slice]:
-    """Slices of so many items, of `LARGEST` bytes at most; one if there are none."""
+    """Slices of `count` items, of `LARGEST` bytes at most each; one slice if there are no items."""
     step = max(1, LARGEST // itemsize)
     return [slice(first, first + step) for first in range(0, max(count, 1), step)]
 

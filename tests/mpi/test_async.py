@@ -1,4 +1,4 @@
-"""Calls that are put down now and waited for later."""
+"""Calls that are registered now and waited for later."""
 
 import json
 import time

@@ -226,7 +226,7 @@ def test_what_cannot_be_is_refused_at_once():
     refused("process_set must be a ProcessSet", TypeError, process_set=object())
     refused(r"compression='fp16' has no compress\(\)", TypeError, compression="fp16")
     refused("'contributors' or 'rows'", sparse_mean="mean")
-    refused("op=Sum is none", sparse_mean="rows", op=hvd.Sum)
+    refused("op=Sum is not", sparse_mean="rows", op=hvd.Sum)
     refused("op=Adasum is not here", NotImplementedError, op="Adasum")
     refused("use a number above 0", gradient_predivide_factor=float("inf"))
     refused("list of list of tf.Variable", groups=0)

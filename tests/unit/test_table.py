@@ -1,4 +1,4 @@
-"""Which calls are done, of those that the ranks have put down."""
+"""Which calls are done, of those that the ranks have registered."""
 
 import pytest
 

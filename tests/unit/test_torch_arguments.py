@@ -54,7 +54,7 @@ def test_what_cannot_compress_is_refused_and_a_third_positional_backup_workers_i
             ValueError,
             "sparse_mean='columns': use 'contributors' or 'rows'",
         ),
-        (("Sum", 1.0, "rows"), ValueError, "sparse_mean='rows' is a mean, and op=Sum is none"),
+        (("Sum", 1.0, "rows"), ValueError, "sparse_mean='rows' is a mean, and op=Sum is not"),
     ],
 )
 def test_an_op_that_cannot_be_is_refused(call, error, words):

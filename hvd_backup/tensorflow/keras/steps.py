@@ -283,7 +283,7 @@ class Mine(NamedTuple):
     """This rank's part in a step."""
 
     gradients: list[Any]
-    """One per variable of the optimizer; None where there is none."""
+    """One gradient per variable of the optimizer, or None."""
     given: set[int]
     """The places of those that ``apply()`` was called with, as None or not."""
 
