@@ -259,7 +259,7 @@ def allgather_object(obj: Any, where: Where = HERE) -> list[Any]:
 
 
 def pickled(obj: object) -> Message:
-    """The pickle, or why the object has no pickle. The others are told, so that they do not wait."""
+    """The pickle, or why there is no pickle, so that the others need not wait for it."""
     try:
         return Message(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))
     except _UNPICKLABLE as error:

@@ -123,7 +123,7 @@ def _first_difference(everybody: Sequence[Sequence[Identity]], field: str) -> in
 
 
 def _made(variable: Any) -> int:
-    """A number that grows from each variable of a process to the next; 0 if it is not a variable."""
+    """A number that grows from variable to variable of a process; 0 for anything else."""
     match = _MADE.search(key_of(variable))
     return int(match[1]) if match is not None and is_variable(variable) else 0
 

@@ -34,7 +34,7 @@ class Decoder:
         self._data = bytearray()
 
     def feed(self, piece: bytes) -> list[Frame]:
-        """The messages that are complete with this piece. Raises BadFrame for bytes that are not one."""
+        """The messages that this piece completes. Raises BadFrame for other bytes."""
         self._data += piece
         frames = []
         while (frame := self._next()) is not None:

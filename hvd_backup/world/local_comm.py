@@ -36,7 +36,7 @@ IDENT, CONGRUENT, SIMILAR, UNEQUAL = range(4)
 SUM, PROD, MIN, MAX = np.add, np.multiply, np.minimum, np.maximum
 
 _BY_SOCKET = 64 * 1024  # bytes that go through the launcher; more go by shared memory
-# A barrier that will never be complete raises only after this many seconds: a rank that looks at the notice
+# Seconds after which a barrier that will never be complete raises. A rank that looks at the notice
 # board meanwhile can say more.
 _SAY_LATER_S = 0.5
 _LOOK_S = 0.05  # at most so long does one thread keep the others from looking
