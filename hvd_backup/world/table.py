@@ -1,8 +1,8 @@
 """The table in which ranks register calls, and do those that all ranks have registered.
 
 As in Horovod, calls are matched by their names, in whatever order a rank makes them. Nothing runs
-in the background. A rank registers a call by ``add``. A rank that waits for one (``complete``) meets
-all other ranks; then all do the calls that each of them has registered, in the same order.
+in the background. A rank registers a call by ``add``. When a rank waits for one (``complete``), it
+meets all other ranks. Then all do the calls that each of them has registered, in the same order.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Table:
         return operation
 
     def complete(self, operation: Operation, timeout: float | None = None) -> Any:
-        """Wait until it is done, and do the other calls that all have registered. Returns its result."""
+        """Wait until it is done, doing all other calls that are due. Returns its result."""
         limit = self._participants.limit(timeout)
         deadline = time.monotonic() + limit
         try:
