@@ -81,7 +81,7 @@ EVENTS = {
 }
 
 
-@pytest.mark.parametrize("events", itertools.permutations(EVENTS, 3), ids="-".join)
+@pytest.mark.parametrize("events", list(itertools.permutations(EVENTS, 3)), ids="-".join)
 def test_nothing_takes_a_closed_or_retired_one_back(events):
     for end, state in ((Cycle.close, State.CLOSED), (lambda c: c.retire("!"), State.RETIRED)):
         cycle = Cycle()
