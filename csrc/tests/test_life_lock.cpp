@@ -87,12 +87,17 @@ TEST_CASE("a killed rank is dead even while a child process of it lives on") {
   auto* worker = reinterpret_cast<std::atomic<pid_t>*>(segment.data());
   Child child([&] {
     live_as(segment, {0, 1}, 1);
+    std::array<int, 2> ends{};
+    if (pipe(ends.data()) != 0) return false;
     const pid_t grandchild = fork();
+    char closed = 'y';
     if (grandchild == 0) {
+      // fork() returns here after it has closed the descriptors of ours.
+      if (write(ends[1], &closed, 1) != 1) _exit(1);
       for (;;) pause();
     }
     worker->store(grandchild);
-    return true;
+    return read(ends[0], &closed, 1) == 1;
   });
   REQUIRE(child.ok());
   CHECK_EQ(mine.dead(), std::vector<int>());

@@ -1,7 +1,7 @@
-"""The notice board: what every rank is doing, for ranks that wait for one another.
+"""The notice board: every rank has a status there, which the others read while they wait.
 
-It answers the questions a wait cannot answer by itself: has the missing rank died, has it left, is
-it in another call than I am? A status per rank, looked at only while waiting.
+It answers the questions that a wait cannot answer by itself. Has the missing rank died? Has it
+left? Is it in another call?
 
 Every node has a board of its own. Its ranks read and write it at once. A status is copied to the
 other nodes when its rank tells it, so it comes late there. Therefore a status states only what
@@ -22,28 +22,28 @@ from typing import NamedTuple
 from hvd_backup import errors, phrases
 from hvd_backup._core import LifeLock, Segment, StatusBoard
 
-# A rank that waits longer in one call tells the other nodes which. Set-ups are rarer than rounds,
-# and who waits in a round for a rank that is in a set-up has only that rank's word for it.
+# After so many seconds in one call a rank tells the other nodes which call it is. Set-ups are told
+# sooner: they are rarer than rounds, and a rank that waits in a round for one that is in a set-up
+# learns of it in no other way.
 TELL_AFTER_S = 1.0
 TELL_SETUP_AFTER_S = 0.05
 
-_TEXT = 940  # bytes of a text in a status, which has two and numbers besides
+_TEXT = 940  # bytes of each of the two texts in a status, which has numbers as well
 _KIND = 32
 _WHEN = 300
 
 _SETUP, _ROUND, _JOINED = "set-up", "round", "joined"
 
-# Kinds of failures that keep their kind on the other ranks, and how one begins that a rank has
-# itself been told of.
+# Errors that keep their class on the other ranks, and the beginning of texts that a rank passes on.
 _OURS = ("Mismatch", "RoundTimeout", "PeerFailed")
 _OF_ANOTHER = re.compile(r"rank \d+ (failed(:| with )|is in )")
 
-# The first rank of a node that fails writes its failure at once, unless it dies just then.
+# Seconds for the first failing rank of a node to write its failure. If it takes longer, it died.
 _WRITING_S = 1.0
-# The ranks of a dead rank's node see its death first. Their words come to another node by then.
+# Seconds for the text of a dead rank's node, which sees the death first, to reach other nodes.
 _TELLING_S = 0.5
 
-# Changes from one collective to another that a rank remembers.
+# How many changes from one collective to another a rank remembers.
 _CHANGES = 256
 
 _AGAIN = " (this failure was told before; all ranks: shutdown(), then init(), to go on)"
@@ -54,29 +54,29 @@ _SAME_CALLS = (
 
 
 class Status(NamedTuple):
-    """What a rank says of itself."""
+    """What a rank tells the others of itself."""
 
-    setups: int = 0  # set-ups it had completed when it came to the call below
-    rounds: int = 0  # and rounds, of all collectives together
-    doing: str = ""  # whether that call is a set-up, a round or join(); empty after a set-up
+    setups: int = 0  # how many set-ups it had completed when it came to the call below
+    rounds: int = 0  # how many rounds it had completed, of all collectives together
+    doing: str = ""  # the kind of that call: set-up, round or join(); empty after a set-up
     call: str = ""
-    failure: str = ""  # type of the error it has failed with
+    failure: str = ""  # class of the error with which it failed
     text: str = ""
-    visit: str = ""  # the last time that it came to wait for the others of a process set
+    visit: str = ""  # which wait for the other ranks of a process set it came to last
 
 
 class Hosts(NamedTuple):
     """Where the ranks are, for errors."""
 
     names: Sequence[str]  # of every rank's host
-    timeout: float  # seconds after which one that does not answer is taken for dead
+    timeout: float  # seconds after which a host that does not answer counts as dead
 
 
 class Board:
-    """One rank's view of its node's board. The segment is zeroed at first: a valid board.
+    """One rank's view of its node's board.
 
-    `local` are the ranks of this node. `ring` wakes the service, which copies
-    statuses to other nodes.
+    `segment` is shared by the node's ranks `local`; zeros are a valid board. `ring` wakes the
+    service, which copies statuses to other nodes.
     """
 
     is_part = False

@@ -1,8 +1,8 @@
-"""Waiting until all ranks are in a call.
+"""A gate: ranks wait at it until all of them have come to the same call.
 
-Behind a gate a rank may block: all others are there, or will be at once. So a gate has two doors.
-The first may be waited at for long, and a rank may give up there, or fail, though the others come
-after all; the second opens once nobody has.
+A rank that has passed the gate may block in MPI, because all other ranks have passed it too, or
+will at once. To ensure this, a gate has two barriers. A rank may wait at the first for long, give up, or
+fail, even if the others come later. The second completes only if no rank has given up at the first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAPS_S = (20e-6, 5e-3)
 
 
 class Watch:
-    """What a rank looks at while it waits for others in `call`."""
+    """Checks that a rank makes while it waits for others in `call`."""
 
     def __init__(
         self,
@@ -34,24 +34,24 @@ class Watch:
         missing: Callable[[], list[int]],
         ranks: Sequence[int] | None = None,
     ) -> None:
-        """`missing` says which ranks have not come; `ranks` are those of a set, default all."""
+        """`missing()` returns the ranks that have not come. `ranks` are those of a process set."""
         self.board = board
         self.timeout = timeout
         self.meanwhile: Callable[[], bool] | None = None
-        """What else to do; true if there was something: the wait is as good as new then."""
+        """Does other work meanwhile. If it returns True, the time-out starts again."""
         self._call, self._title = call, title(call)
         self._missing = missing
         self._ranks = ranks
         self._stall = Stall(stall_warning)
 
     def look(self) -> None:
-        """Raises what another rank has failed with, PeerFailed if one will never come, Mismatch."""
+        """Raise another rank's failure, PeerFailed if a rank will never come, or Mismatch."""
         self.board.still_waiting()
         self.board.check()
         if self._ranks is None:
             self.board.check_same_rounds()
         if dead := self._awaited(self.board.dead()):
-            self.board.check()  # since the last look they may have told why
+            self.board.check()  # they may have told the reason since the last look
             raise self.board.death(dead, lambda: self._death_of(dead))
         if lost := self._awaited(self.board.cut_off()):
             self.board.check()
@@ -92,17 +92,18 @@ class Watch:
 def pass_gate(comm: MPI.Intracomm, watch: Watch) -> None:
     """Wait until all ranks of `comm` are here, and none has given up.
 
-    Raises RoundTimeout, and what ``watch.look()`` raises.
+    Raises RoundTimeout, and the errors of ``watch.look()``.
     """
-    watch.board.check()  # after a failure the ranks' calls match no more
+    watch.board.check()  # after a failure the ranks' calls no longer match
     _await(comm.Ibarrier(), watch)
     door = comm.Ibarrier()
-    if _opens_soon(door, 100, 0):  # as a rule: all have come
+    if _opens_soon(door, 100, 0):  # the usual case: all have come
         return
     try:
         _await(door, watch)
     except errors.Error as error:
-        # A rank for which it has opened may have failed behind it. To this one it opens, too, soon.
+        # A rank that has passed the second barrier may have failed after it. Then the barrier
+        # completes for this rank soon, too.
         if not _opens_soon(door, 1000, 1e-3):
             raise
         watch.board.not_told(error)

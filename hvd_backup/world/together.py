@@ -1,7 +1,8 @@
-"""Calls that all ranks make together while they set something up, with an end in any case.
+"""Gathers that all ranks make while they set something up, and that always end.
 
-MPI's blocking calls wait for ever for a rank that has failed before its turn. These test, nap, and
-look around meanwhile: so a failure that is on the notice board ends them, and so does a time-out.
+MPI's blocking calls wait for ever for a rank that has failed before its turn. These gathers are
+nonblocking and tested with naps. Between the tests they look at the notice board, so a failure that
+a rank has told there ends them. A time-out ends them as well.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NAPS_S = (20e-6, 5e-3)
-# A rank that has failed waits at most so long for the others to come and hear of it.
+# How long a rank that has failed waits, at most, until the others have come and heard of it.
 _FAREWELL_S = 60.0
 _SOON_S = 1.0
 
 
 class _Exchange(Protocol):
-    """Bytes of all ranks, under way."""
+    """A nonblocking gather of bytes."""
 
     parts: list[bytes]
 
     def Test(self) -> bool: ...  # noqa: N802 (mpi4py's name)
 
 
-# Those that were given up. MPI may still write to their buffers.
+# Gathers that were given up. MPI may still write to their buffers, so they are kept.
 _given_up: list[_Exchange] = []
 
 
@@ -45,7 +46,7 @@ class _Message(NamedTuple):
 
 
 class _OfMPI:
-    """MPI has no allgather of unknown sizes: they are told first."""
+    """A gather by MPI, in two steps: first the sizes, then the bytes."""
 
     def __init__(self, comm: MPI.Intracomm, mine: bytes) -> None:
         self.parts: list[bytes] = []
@@ -72,43 +73,44 @@ class _OfMPI:
 
 
 class Together:
-    """The ranks of `comm`. One wait takes `timeout` seconds at most."""
+    """Gathers among the ranks of `comm`. One wait takes `timeout` seconds at most."""
 
     def __init__(self, comm: MPI.Intracomm, timeout: float, doing: str) -> None:
-        """`doing`, in words, begins the text of a time-out."""
+        """`doing` says what the ranks set up; a time-out's text begins with it."""
         self.comm = comm
         self._timeout = timeout
         self._doing = doing
         self._look: Callable[[], None] = lambda: None
         self._forget: Callable[[BaseException], None] = lambda _: None
         self._under_way: _Exchange | None = None
-        self._agreed: BaseException | None = None  # what all ranks have raised last, each its own
+        self._agreed: BaseException | None = None  # the last error that all ranks have raised
 
     def watch(
         self, look: Callable[[], None], forget: Callable[[BaseException], None] = lambda _: None
     ) -> None:
-        """From now on ``look()`` is called while waiting; what it raises ends the wait.
+        """Call ``look()`` in all later waits. An error that it raises ends the wait.
 
-        ``forget(error)`` is told of an error that did not, as all ranks had come.
+        If all ranks had come nevertheless, the wait goes on, and ``forget(error)`` is called.
         """
         self._look, self._forget = look, forget
 
     def of(self, comm: Any) -> Together:
-        """The same for some of the ranks."""
+        """Gathers among the ranks of `comm`, with the same time-out and looks."""
         some = Together(comm, self._timeout, self._doing)
         some.watch(self._look_around, self._forget_what_it_told)
         return some
 
     def _look_around(self) -> None:
-        self._look()  # as it is by then
+        self._look()  # watch() may have replaced it since of()
 
     def _forget_what_it_told(self, error: BaseException) -> None:
         self._forget(error)
 
     def allgather(self, mine: T) -> list[T]:
-        """The objects of all ranks, by rank.
+        """Return the objects of all ranks, by rank.
 
-        Raises RoundTimeout, what ``look()`` raises, and PeerFailed if a rank has called ``fail()``.
+        Raises RoundTimeout, the errors of ``look()``, and PeerFailed if a rank has called
+        ``fail()``.
         """
         self._under_way = under_way = self._begin(_Message(mine))
         self._await(under_way, self._look, self._timeout)
