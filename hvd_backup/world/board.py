@@ -292,9 +292,7 @@ class Board:
     def dead(self) -> list[int]:
         """Ranks whose process has ended without leaving. The other nodes are told of this one's."""
         ended = self._life.dead()
-        left = set(
-            self._statuses.left()
-        )  # after the question who lives: they leave before they end
+        left = set(self._statuses.left())  # asked after `ended`: a rank leaves before it ends
         known = set(self._statuses.dead())
         for rank in set(ended) - left - known:
             self._statuses.set_dead(rank)
@@ -354,9 +352,7 @@ class Board:
     def _have_joined(self) -> str:
         """The end of a text, if some ranks have joined: then they may be the cause."""
         joined = self.joined()
-        several = len(joined) > 1
-        which = f"rank{'s' if several else ''} {', '.join(map(str, joined))}"
-        return f"; {which} {'have' if several else 'has'} called join()" if joined else ""
+        return f"; {phrases.ranks_have(joined)} called join()" if joined else ""
 
     def still_waiting(self) -> None:
         """This rank is still in the call that it has noted. To be called while waiting.

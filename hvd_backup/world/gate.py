@@ -1,8 +1,9 @@
 """A gate: ranks wait at it until all of them have come to the same call.
 
 A rank that has passed the gate may block in MPI, because all other ranks have passed it too, or
-will at once. To ensure this, a gate has two barriers. A rank may wait at the first for long, give up, or
-fail, even if the others come later. The second completes only if no rank has given up at the first.
+will at once. To ensure this, a gate has two barriers. A rank may wait at the first for long, give
+up, or fail, even if the others come later. The second completes only if no rank has given up at the
+first.
 """
 
 from __future__ import annotations
