@@ -15,7 +15,6 @@ import sys
 import time
 import traceback
 
-import properties_of_training  # noqa: F401
 import torch
 from on_device import (
     DTYPES,
@@ -255,6 +254,8 @@ def why_not(function, device, path):
 
 def main() -> int:
     """Runs all; the first failure on a rank is that rank's exit status, and ends the others."""
+    import properties_of_training  # noqa: F401  (registers its own, after those above)
+
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--path", choices=("staged", "mapped"), default="staged")
