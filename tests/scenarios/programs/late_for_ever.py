@@ -54,6 +54,7 @@ def with_ddp():
     from hvd_backup.torch import ddp_hook
 
     ddp_hook.set_torchrun_env()
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the host's name may not resolve, which takes long
     torch.distributed.init_process_group("gloo")
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3))
     hook = ddp_hook.register(model, backup_workers=B)
