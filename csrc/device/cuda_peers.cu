@@ -31,7 +31,8 @@ void* import_memory(int device, const std::string& handle) {
   const OnDevice on(device);
   cudaIpcMemHandle_t theirs{};
   if (handle.size() != sizeof theirs.reserved) {
-    throw DeviceError("a handle of " + std::to_string(handle.size()) + " bytes is not one of CUDA's");
+    throw DeviceError("a handle of " + std::to_string(handle.size()) +
+                      " bytes is not one of CUDA's");
   }
   std::memcpy(theirs.reserved, handle.data(), sizeof theirs.reserved);
   void* data = nullptr;
