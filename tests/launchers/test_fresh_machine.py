@@ -107,7 +107,7 @@ def ranks(printed, size, nodes=1):
 
 
 def readme_commands():
-    section = (ROOT / "README.md").read_text().partition("## Install and run")[2]
+    section = (ROOT / "README.md").read_text().partition("## Install\n")[2]
     block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
     return [shlex.split(line, comments=True) for line in block[1].splitlines()]
 
